@@ -1,0 +1,45 @@
+"The metrics of plm.evaluation as plain loops in float64, one query at a time, in the words of their definitions."
+import numpy as np
+
+
+def ranking(z, k):
+    "Nearest k others of every point; among equals, the lower number first."
+    z = np.asarray(z, dtype=np.float64)
+    result = []
+    for i in range(len(z)):
+        others = [(((z[i] - z[j])**2).sum(), j) for j in range(len(z)) if j != i]
+        result.append([j for _, j in sorted(others)[:k]])
+    return np.array(result)
+
+
+def queries_with_an_answer(labels):
+    return [i for i in range(len(labels)) if sum(labels[j] == labels[i] for j in range(len(labels))) > 1]
+
+
+def recall_at_k(neighbours, labels, k):
+    asked = queries_with_an_answer(labels)
+    answered = [q for q in asked if any(labels[j] == labels[q] for j in neighbours[q][:k])]
+    return len(answered)/len(asked)
+
+
+def map_at_r(neighbours, labels):
+    "Musgrave et al. 2020, equations for MAP@R."
+    average_precisions = []
+    for q in queries_with_an_answer(labels):
+        r = sum(labels[j] == labels[q] for j in range(len(labels))) - 1
+        total = 0.
+        for i in range(1, r+1):
+            if labels[neighbours[q][i-1]] == labels[q]:
+                total += sum(labels[j] == labels[q] for j in neighbours[q][:i])/i
+        average_precisions.append(total/r)
+    return sum(average_precisions)/len(average_precisions)
+
+
+def nmi(a, b):
+    "Mutual information of two partitions over the arithmetic mean of their entropies."
+    a, b = np.asarray(a), np.asarray(b)
+    def entropy(p): return -sum(x*np.log(x) for x in p if x > 0)
+    joint = [np.mean((a == i) & (b == j)) for i in set(a.tolist()) for j in set(b.tolist())]
+    ha = entropy([np.mean(a == i) for i in set(a.tolist())])
+    hb = entropy([np.mean(b == j) for j in set(b.tolist())])
+    return (ha + hb - entropy(joint))/((ha + hb)/2)

@@ -1,0 +1,215 @@
+"plm.evaluation against plain loops (reference_evaluation.py) and against pytorch-metric-learning."
+import faiss, numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from pytorch_metric_learning.utils.inference import FaissKMeans
+from sklearn.metrics import normalized_mutual_info_score
+import reference_evaluation as reference
+from plm.evaluation import map_at_r, nmi, ranking, recall_at_k, retrieval_metrics, summary
+
+KEYS = ['recall_at_1', 'recall_at_2', 'recall_at_4', 'recall_at_8', 'map_at_r', 'nmi']
+
+
+def unit(n, d, seed=0):
+    z = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(z, dim=1)
+
+
+def classes(n, c, seed=0):
+    labels = torch.randint(0, c, (n,), generator=torch.Generator().manual_seed(seed))
+    labels[:4] = torch.tensor([0, 0, 1, 1]) # always two classes of two
+    return labels
+
+
+def library(z, labels, **search):
+    calculator = AccuracyCalculator(include=('precision_at_1', 'mean_average_precision_at_r'), k='max_bin_count', device=torch.device('cpu'), **search)
+    return calculator.get_accuracy(z, labels)
+
+
+# ---- ranking
+
+def grid(n, d, sides, seed): return torch.randint(0, sides, (n, d), generator=torch.Generator().manual_seed(seed)).float()
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(4, 60), d=st.integers(1, 6), sides=st.integers(1, 3), seed=st.integers(0, 99), data=st.data())
+def test_ranking_on_a_grid_full_of_ties_is_the_plain_sort(n, d, sides, seed, data):
+    z, k = grid(n, d, sides, seed), data.draw(st.integers(1, n-1))
+    assert np.array_equal(ranking(z, k).numpy(), reference.ranking(z, k))
+
+
+@pytest.mark.parametrize('d', [4, 300]) # below and above the size at which FAISS turns to a matrix product (1.15)
+@pytest.mark.parametrize('k', [3, 150]) # below and above the width at which FAISS turns from heaps to reservoirs (100)
+def test_ranking_of_exact_copies(d, k):
+    z = unit(12, d).repeat(50, 1)[torch.randperm(600, generator=torch.Generator().manual_seed(1))] # ties wider than the search looks ahead
+    distances = torch.stack([(z.double() - row).square().sum(1) for row in z.double()]).fill_diagonal_(torch.inf)
+    assert torch.equal(ranking(z, k), distances.sort(dim=1, stable=True).indices[:, :k])
+
+
+def test_no_query_finds_itself_in_a_collapsed_embedding():
+    near = ranking(torch.ones(200, 8), 5)
+    assert not (near == torch.arange(200)[:, None]).any()
+    assert near[100].tolist() == [0, 1, 2, 3, 4] and near[2].tolist() == [0, 1, 3, 4, 5]
+
+
+def test_a_nearly_collapsed_embedding_is_ranked_below_the_rounding_of_single_precision():
+    z = 1 + 1e-4*unit(500, 300) # squared distances near 1e-8, squared lengths near 300
+    distances = torch.stack([(z.double() - row).square().sum(1) for row in z.double()]).fill_diagonal_(torch.inf)
+    assert torch.equal(ranking(z, 5), distances.sort(dim=1, stable=True).indices[:, :5])
+
+
+def test_ranking_of_random_points_is_the_plain_sort():
+    z = unit(150, 32)
+    assert np.array_equal(ranking(z, 40).numpy(), reference.ranking(z, 40))
+
+
+def test_ranking_does_not_depend_on_threads_or_scale():
+    z, before = unit(800, 64), faiss.omp_get_max_threads()
+    try:
+        faiss.omp_set_num_threads(1); one = ranking(z, 10)
+        faiss.omp_set_num_threads(2); two = ranking(z, 10)
+    finally: faiss.omp_set_num_threads(before)
+    assert torch.equal(one, two)
+    assert torch.equal(one, ranking(1024*z, 10)) and torch.equal(one, ranking(z/1024, 10)) # powers of two: no rounding
+
+
+@pytest.mark.parametrize('k', [0, 10, -1])
+def test_ranking_names_the_widest_k(k):
+    with pytest.raises(ValueError, match='1 to 9'): ranking(unit(10, 3), k)
+
+
+# ---- metrics
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(6, 40), c=st.integers(2, 12), sides=st.integers(1, 4), seed=st.integers(0, 99))
+def test_metrics_are_the_plain_loops(n, c, sides, seed):
+    z, labels = grid(n, 2, sides, seed), classes(n, c, seed)
+    near = ranking(z, n-1)
+    plain = reference.ranking(z, n-1)
+    for k in (1, 2, n-1): assert recall_at_k(near, labels, k) == pytest.approx(reference.recall_at_k(plain, labels.tolist(), k), abs=1e-12)
+    assert recall_at_k(near, labels, n-1) == 1
+    assert map_at_r(near, labels) == pytest.approx(reference.map_at_r(plain, labels.tolist()), abs=1e-12)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_random_embeddings_score_as_in_pytorch_metric_learning(seed):
+    z, labels = unit(400, 16, seed), classes(400, 150, seed) # about 2.7 images per class, many classes of one
+    assert (labels.bincount() == 1).any()
+    ours, judged = retrieval_metrics(z, labels), library(z, labels)
+    assert ours['recall_at_1'] == pytest.approx(judged['precision_at_1'], abs=1e-12)
+    assert ours['map_at_r'] == pytest.approx(judged['mean_average_precision_at_r'], abs=1e-12)
+
+
+def test_tied_embeddings_score_as_in_pytorch_metric_learning_given_the_order():
+    "Among equals FAISS promises no order, so with ties the library's own search may differ; the formulas may not."
+    z, labels = grid(300, 3, 3, 0), classes(300, 40)
+    judged = library(z, labels, knn_func=lambda query, k, *_: (None, ranking(query, k)))
+    near = ranking(z, labels.bincount().max().item() - 1)
+    assert recall_at_k(near, labels, 1) == pytest.approx(judged['precision_at_1'], abs=1e-12)
+    assert map_at_r(near, labels) == pytest.approx(judged['mean_average_precision_at_r'], abs=1e-12)
+
+
+def test_copies_within_a_class_score_as_in_pytorch_metric_learning():
+    "Copies of one image carry one label, so their order among themselves changes nothing, whoever searches."
+    z, labels = unit(80, 16).repeat(3, 1), classes(80, 20).repeat(3)
+    near, judged = ranking(z, labels.bincount().max().item() - 1), library(z, labels)
+    assert recall_at_k(near, labels, 1) == judged['precision_at_1'] == 1
+    assert map_at_r(near, labels) == pytest.approx(judged['mean_average_precision_at_r'], abs=1e-12)
+
+
+def test_perfect_and_worst_embedding():
+    labels = torch.arange(12) // 3
+    assert retrieval_metrics(torch.eye(4)[labels], labels) == dict.fromkeys(KEYS, 1.)
+    far = torch.tensor([[0.], [100], [1], [101]]) # nearest other is always of the other class
+    assert recall_at_k(ranking(far, 1), torch.tensor([0, 0, 1, 1]), 1) == 0 == map_at_r(ranking(far, 1), torch.tensor([0, 0, 1, 1]))
+
+
+def test_names_of_classes_do_not_matter():
+    z, labels = unit(60, 8), classes(60, 6)
+    renamed = torch.tensor([1000, -3, 7, 99, 12, 5])[labels]
+    before, after = retrieval_metrics(z, labels), retrieval_metrics(z, renamed)
+    assert {k: before[k] for k in KEYS[:5]} == {k: after[k] for k in KEYS[:5]} and before['nmi'] == pytest.approx(after['nmi'], abs=1e-12)
+
+
+def test_metrics_have_the_keys_of_the_csv_and_repeat_to_the_last_digit():
+    z, labels = unit(300, 24), classes(300, 30)
+    first = retrieval_metrics(z, labels, seed=3)
+    assert list(first) == KEYS and all(isinstance(v, float) for v in first.values())
+    assert first == retrieval_metrics(z, labels, seed=3)
+    other = retrieval_metrics(z, labels, seed=4)
+    assert {k: first[k] for k in KEYS[:5]} == {k: other[k] for k in KEYS[:5]} and first['nmi'] != other['nmi']
+    assert list(retrieval_metrics(z, labels, ks=(1, 10)))[:2] == ['recall_at_1', 'recall_at_10']
+
+
+def test_gradients_and_half_precision_are_accepted():
+    z, labels = unit(60, 8).requires_grad_(), classes(60, 6)
+    assert retrieval_metrics(z, labels) == retrieval_metrics(z.detach(), labels)
+    assert retrieval_metrics(z.detach().half(), labels)['recall_at_8'] > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_cuda_embeddings_score_the_same():
+    z, labels = unit(300, 24), classes(300, 30)
+    assert ranking(z.cuda(), 5).is_cuda
+    assert retrieval_metrics(z.cuda(), labels.cuda()) == retrieval_metrics(z, labels) == retrieval_metrics(z.cuda(), labels)
+
+
+# ---- NMI
+
+def test_nmi_is_the_library_on_its_own_clusters():
+    z, labels = unit(400, 16), classes(400, 40)
+    clusters = FaissKMeans(niter=20, seed=5, min_points_per_centroid=1)(z, 40).numpy()
+    assert nmi(z, labels, seed=5) == pytest.approx(reference.nmi(labels.tolist(), clusters.tolist()), abs=1e-9)
+    assert nmi(z, labels, seed=5) == pytest.approx(normalized_mutual_info_score(labels.numpy(), clusters), abs=1e-12)
+
+
+def test_nmi_does_not_depend_on_threads():
+    z, labels, before = unit(500, 32), classes(500, 25), faiss.omp_get_max_threads()
+    try:
+        faiss.omp_set_num_threads(1); one = nmi(z, labels)
+        faiss.omp_set_num_threads(2); two = nmi(z, labels)
+    finally: faiss.omp_set_num_threads(before)
+    assert one == two
+
+
+def test_nmi_of_a_collapsed_embedding_is_low():
+    assert 0 <= nmi(torch.ones(100, 8), classes(100, 10)) < 0.3
+
+
+# ---- errors
+
+@pytest.mark.parametrize('z, labels, message', [
+    (torch.full((10, 3), torch.nan), torch.arange(10) % 2, 'NaN'),
+    (unit(10, 3), torch.zeros(10), 'one class only'),
+    (unit(10, 3), torch.arange(10), 'single image'),
+    (unit(10, 3), torch.arange(9) % 2, r'shape \(10,\)'),
+    (unit(10, 3), (torch.arange(10) % 2)[:, None], r'shape \(10,\)'),
+    (unit(8, 3), torch.arange(8) % 2, 'k=8'),
+    (unit(10, 3).flatten(), torch.arange(10) % 2, r'\(B, d\)'),
+])
+def test_errors_name_the_input(z, labels, message):
+    with pytest.raises(ValueError, match=message): retrieval_metrics(z, labels)
+
+
+def test_metrics_ask_for_enough_neighbours():
+    near, labels = ranking(unit(10, 3), 2), torch.arange(10) % 2
+    with pytest.raises(ValueError, match=r'ranking\(z, 4\)'): map_at_r(near, labels)
+    with pytest.raises(ValueError, match=r'ranking\(z, 3\)'): recall_at_k(near, labels, 3)
+
+
+# ---- summary
+
+def test_summary_is_mean_and_sample_deviation():
+    rows = [dict(dataset=d, method=m, seed=str(s), metric=k, value=str(v)) # strings, as csv gives them
+            for d in 'ab' for m in ('x', 'y') for k in KEYS for s, v in enumerate(np.random.default_rng(0).random(4))]
+    found = summary(rows)
+    for d in 'ab':
+        for k in KEYS:
+            values = [float(r['value']) for r in rows if (r['dataset'], r['method'], r['metric']) == (d, 'y', k)]
+            assert found[d]['y'][k] == {'mean': pytest.approx(np.mean(values)), 'std': pytest.approx(np.std(values, ddof=1)), 'n': 4}
+
+
+def test_summary_of_one_seed_has_no_deviation_and_of_a_seed_twice_is_an_error():
+    row = dict(dataset='a', method='x', seed=0, metric='nmi', value=0.5)
+    assert summary([row]) == {'a': {'x': {'nmi': {'mean': 0.5, 'n': 1}}}}
+    with pytest.raises(ValueError, match='seed 0'): summary([row, {**row, 'seed': '0'}])

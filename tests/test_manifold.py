@@ -1,0 +1,136 @@
+"""Pieces of a batch: the batched fit against the plain loop, the bounds against the definition, and the errors."""
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from plm.manifold import PiecewiseLinearManifold
+from plm.core import generator_at
+import reference_manifold as reference
+
+
+def unit(z): return torch.nn.functional.normalize(z, dim=1)
+
+def make(kind, B, d, seed):
+    "A batch of float64 points of a named shape."
+    g = generator_at(seed, kind)
+    def normal(*shape): return torch.randn(*shape, generator=g, dtype=torch.float64)
+    if kind == 'noise': return normal(B, d)
+    if kind == 'sphere': return unit(normal(B, d))
+    if kind == 'clusters': return unit(unit(normal(B, d))[torch.arange(B)//5] + 0.3*normal(B, d)/d**0.5)
+    if kind == 'thin clusters': return unit(normal(B, d))[torch.arange(B)//5] + 1e-2*normal(B, d)
+    if kind == 'low rank': return normal(B, 2) @ normal(2, d)
+    if kind == 'low rank + noise': return normal(B, 3) @ normal(3, d) + 0.1*normal(B, d)
+    if kind == 'arc':
+        u = 3*torch.rand(B, 1, generator=g, dtype=torch.float64)
+        return torch.cat([u.sin(), u.cos(), 0.3*u], 1) @ normal(3, d) + 0.02*normal(B, d)
+    if kind == 'spectrum': return unit((normal(B, d)[torch.arange(B)//5] + 0.6*normal(B, d)) * torch.arange(1, d+1)**-0.5)
+    if kind == 'collinear': return normal(B, 1) @ normal(1, d) + normal(1, d)
+    if kind == 'duplicates': return normal(B, d)[torch.arange(B)//2]
+    if kind == 'all the same': return normal(1, d).expand(B, d)
+    if kind == 'grid': return torch.randint(-2, 3, (B, d), generator=g).double()
+    raise KeyError(kind)
+
+KINDS = ['noise', 'sphere', 'clusters', 'thin clusters', 'low rank', 'low rank + noise', 'arc', 'spectrum', 'collinear', 'duplicates',
+         'all the same', 'grid']
+
+def assert_same(pieces, t, m, T, k, tolerance=1e-8):
+    basis, members = reference.manifold(t, m, T, k)
+    assert torch.equal(pieces.members, members)
+    torch.testing.assert_close(pieces.basis.double() @ pieces.basis.double().mT, basis @ basis.mT, rtol=0, atol=tolerance)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(kind=st.sampled_from(KINDS), B=st.integers(2, 22), d=st.integers(1, 9), m=st.integers(1, 4),
+       T=st.sampled_from([None, 0.3, 0.5, 0.8, 0.9, 0.97, 1.0]), share=st.floats(0, 1), seed=st.integers(0, 10**6))
+def test_batched_fit_is_the_plain_loop(kind, B, d, m, T, share, seed):
+    B = max(B, m+1)
+    t = make(kind, B, d, seed)
+    k = m + round(share*(B-1-m)) # from the smallest to all
+    assert_same(PiecewiseLinearManifold(m, T, k)(t), t, m, T, k)
+
+
+@pytest.mark.parametrize('kind', ['clusters', 'low rank + noise', 'arc', 'spectrum'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_larger_batches(kind, dtype):
+    "Pieces that grow to dozens of points; in float32 the answer is that of float64 arithmetic on the rounded points."
+    t = make(kind, 40, 24, 1).to(dtype)
+    pieces = PiecewiseLinearManifold(3, 0.9)(t)
+    assert pieces.basis.dtype == dtype and pieces.points is t
+    assert_same(pieces, t, 3, 0.9, None, 1e-8 if dtype == torch.float64 else 1e-6)
+
+
+def test_pieces_grow_along_the_data_and_not_across():
+    "Two straight lines that cross: a piece at an end takes its own line whole, and of the other only what lies at the crossing."
+    u = torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]
+    t = torch.cat([u*torch.tensor([1., 0.2]), u*torch.tensor([1., -0.2]) + torch.tensor([0., 0.003])])
+    pieces = PiecewiseLinearManifold(m=1, T=0.999)(t)
+    line = torch.arange(40) // 20
+    own = line[:, None] == line
+    ends = [0, 19, 20, 39]
+    assert (pieces.members & own)[ends].sum(1).tolist() == [20]*4
+    assert (pieces.members & ~own)[ends].sum(1).max() <= 2
+    assert PiecewiseLinearManifold(m=1, T=None)(t).members.all()
+
+
+def test_every_member_is_explained_and_the_start_is_the_nearest():
+    t = make('low rank + noise', 60, 16, 2)
+    pieces = PiecewiseLinearManifold(3, 0.85)(t)
+    assert pieces.quality()[pieces.members].min() >= 0.85 - 2e-9
+    nearest = torch.cdist(t, t).argsort(1)[:, :4]
+    assert pieces.members.gather(1, nearest).all()
+    assert pieces.members.sum(1).max() > 8 # the question was not trivial
+
+
+def test_quality_is_the_share_of_squared_distance():
+    t = make('spectrum', 15, 6, 3)
+    t[4] = t[3]
+    pieces = PiecewiseLinearManifold(2)(t)
+    q = pieces.quality()
+    for i in range(15):
+        for j in range(15):
+            assert abs(q[i, j] - reference.share_kept(t[j] - t[i], pieces.basis[i], 1.)) < 1e-9
+    assert q[3, 4] == q[4, 3] == 1 and (q.diagonal() == 1).all()
+
+
+def test_missing_directions_are_zero_columns():
+    t = make('collinear', 8, 5, 0)
+    pieces = PiecewiseLinearManifold(3)(t)
+    assert pieces.members.all()
+    assert (pieces.basis[:, :, 1:] == 0).all()
+    torch.testing.assert_close(pieces.basis[:, :, 0].norm(dim=1), torch.ones(8, dtype=torch.float64))
+    assert (PiecewiseLinearManifold(3)(torch.ones(6, 4)).basis == 0).all()
+
+
+def test_tied_directions_are_not_chosen_at_random():
+    "A cross of four points around the fifth: no direction is the best one."
+    t = torch.tensor([[0., 0.], [1., 0.], [-1., 0.], [0., 1.], [0., -1.]], dtype=torch.float64)
+    pieces = PiecewiseLinearManifold(m=1, T=None)(t)
+    assert (pieces.basis[0] == 0).all()
+    turned = t @ torch.linalg.qr(make('noise', 2, 2, 0)).Q
+    assert (PiecewiseLinearManifold(m=1, T=None)(turned).basis[0] == 0).all()
+
+
+def test_shift_scale_rotation_and_order_change_nothing():
+    t = make('spectrum', 30, 10, 4)
+    a = PiecewiseLinearManifold(2)(t)
+    turn = torch.linalg.qr(make('noise', 10, 10, 1)).Q
+    b = PiecewiseLinearManifold(2)(3*t @ turn + 5)
+    assert torch.equal(a.members, b.members)
+    torch.testing.assert_close(turn @ (b.basis @ b.basis.mT) @ turn.T, a.basis @ a.basis.mT, rtol=0, atol=1e-9)
+    p = torch.randperm(30, generator=generator_at(0))
+    assert torch.equal(PiecewiseLinearManifold(2)(t[p]).members, a.members[p][:, p])
+
+
+def test_the_encoder_gets_no_gradient():
+    assert not PiecewiseLinearManifold(2)(make('noise', 6, 4, 0).requires_grad_()).basis.requires_grad
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (dict(m=0), 'm=0'), (dict(m=3, k=2), 'k=2'), (dict(T=0.), 'T=0.0'), (dict(T=1.1), 'T=None'), (dict(T=float('nan')), 'T=nan')])
+def test_constants_out_of_range(arguments, words):
+    with pytest.raises(ValueError, match=words): PiecewiseLinearManifold(**arguments)
+
+
+@pytest.mark.parametrize('t, k, words', [
+    (torch.ones(3, 5), None, 'B=3 points.*m=3.*at least 4'), (torch.ones(5, 5), 5, 'k <= 4'),
+    (torch.full((5, 5), float('nan')), None, 'NaN'), (torch.ones(5), None, r'\(B, d\)')])
+def test_batches_that_cannot_be_fitted(t, k, words):
+    with pytest.raises(ValueError, match=words): PiecewiseLinearManifold(3, 0.9, k)(t)
