@@ -14,15 +14,16 @@ from .similarity import directed_similarity, piecewise_linear_similarity
 # %% auto #0
 __all__ = ['distances', 'distance_regression', 'neighborhood_loss', 'PLMLoss']
 
-# %% ../nbs/09_losses.ipynb #c63a7818
+# %% ../nbs/09_losses.ipynb #11707423
 def distances(
     a: Tensor, # (N, d)
     b: Tensor, # (P, d)
 ) -> Tensor: # (N, P) Euclidean distances, with gradient 0 where points coincide
     "Pairwise distances that can be differentiated everywhere."
-    d2 = a.square().sum(1)[:, None] + b.square().sum(1) - 2*(a @ b.T)
-    floor = 1e-10 # below it, float32 products are rounding noise
-    return torch.where(d2 > floor, d2.clamp_min(floor).sqrt(), 0)
+    scale = a.square().sum(1)[:, None] + b.square().sum(1)
+    d2 = scale - 2*(a @ b.T)
+    noise = 8*torch.finfo(d2.dtype).eps*scale.detach() # what is left of equal points after the subtraction
+    return torch.where(d2 > noise, torch.maximum(d2, noise).sqrt(), 0)
 
 def distance_regression(
     d: Tensor, # (N, P) distances

@@ -32,17 +32,21 @@ def nearest_neighbors(
     other[other.all(1), -1] = False # so many duplicates that the point itself did not show up: drop the farthest instead
     return found[other].view(len(x), k).to(z.device)
 
-# %% ../nbs/04_sampling.ipynb #b2db13c4
+# %% ../nbs/04_sampling.ipynb #972fdb7a
 class RandomBatches:
-    "Batches of distinct random indices, one pass over `range(n)` per epoch; the last partial batch is dropped."
+    "Batches of distinct random indices, no index twice in an epoch; one pass over `range(n)` unless fewer batches are asked for, the last partial batch dropped."
     def __init__(self,
         n: int, # points in the data set
         batch_size: int, # indices per batch, at most `n`
         seed: int = 0, # first part of the address of the random numbers (ours)
+        n_batches: int | None = None, # batches per epoch, at most `n // batch_size`; `None`: that many, one pass (ours)
     ):
         if not 1 <= batch_size <= n:
             raise ValueError(f"batch_size must lie between 1 and n = {n}, got {batch_size}. Lower batch_size, or use more data.")
+        if n_batches is not None and not 1 <= n_batches <= n//batch_size:
+            raise ValueError(f"n_batches must lie between 1 and n // batch_size = {n//batch_size}, got {n_batches}. Leave it out for one pass.")
         self.n, self.batch_size, self.seed, self.epoch = n, batch_size, seed, 0
+        self.n_batches = n//batch_size if n_batches is None else n_batches
 
     def set_epoch(self,
         epoch: int, # the epoch whose batches come next
@@ -50,7 +54,7 @@ class RandomBatches:
         "Choose the epoch: the same `(seed, epoch)` always gives the same batches."
         self.epoch = epoch
 
-    def __len__(self) -> int: return self.n // self.batch_size
+    def __len__(self) -> int: return self.n_batches
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.randperm(self.n, generator=generator_at(self.seed, 'sampling', self.epoch))
