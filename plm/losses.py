@@ -14,7 +14,7 @@ from .similarity import directed_similarity, piecewise_linear_similarity
 # %% auto #0
 __all__ = ['distances', 'distance_regression', 'neighborhood_loss', 'PLMLoss']
 
-# %% ../nbs/09_losses.ipynb #11707423
+# %% ../nbs/09_losses.ipynb #88162bb1
 def distances(
     a: Tensor, # (N, d)
     b: Tensor, # (P, d)
@@ -22,7 +22,8 @@ def distances(
     "Pairwise distances that can be differentiated everywhere."
     scale = a.square().sum(1)[:, None] + b.square().sum(1)
     d2 = scale - 2*(a @ b.T)
-    noise = 8*torch.finfo(d2.dtype).eps*scale.detach() # what is left of equal points after the subtraction
+    number = torch.finfo(d2.dtype)
+    noise = (8*number.eps*scale.detach()).clamp_min(number.tiny) # what is left of equal points after the subtraction
     return torch.where(d2 > noise, torch.maximum(d2, noise).sqrt(), 0)
 
 def distance_regression(

@@ -11,38 +11,44 @@ from torch import Tensor
 from .core import check_embeddings
 
 # %% auto #0
-__all__ = ['TIE', 'SLACK', 'DUPLICATE', 'SAME_DISTANCE', 'Pieces', 'PiecewiseLinearManifold']
+__all__ = ['TIE', 'SLACK', 'DUPLICATE', 'FLAT', 'SAME_DISTANCE', 'WIDTH', 'CHUNK', 'EDGE', 'Pieces', 'PiecewiseLinearManifold']
 
-# %% ../nbs/06_manifold.ipynb #5ca6cd9c
+# %% ../nbs/06_manifold.ipynb #5c1d393f
 TIE = 1e-9 # ours: lambda_r counts as above lambda_{m+1} if their difference exceeds this share of lambda_1
-SLACK = 1e-9 # ours: a quality this far below T still passes, so that rounding cannot decide about an exact T
+SLACK = 1e-7 # ours: a quality this far below T still passes, so that rounding cannot decide about an exact T, such as T = 1
 DUPLICATE = 1e-5 # ours: nearer than this share of the batch's radius is the same place; float32 keeps no direction below it
+FLAT = 1e-13 # ours: eigenvalues below this share of the batch's squared radius are rounding, not directions
 SAME_DISTANCE = 1e-12 # ours: squared distances equal to within this share of the squared radius are ties
 
-# %% ../nbs/06_manifold.ipynb #dafe25d2
+# %% ../nbs/06_manifold.ipynb #fcd1c69a
 class _Gram:
     "Inner products and neighbour order of a batch, in float64."
     def __init__(self, t, k):
         self.z = t.double() - t.double().mean(0) # nearer to the origin, less cancellation; differences stay as they were
         self.g = self.z @ self.z.T
         norm2 = self.g.diagonal()
-        radius2 = norm2.max().clamp(min=1e-300)
+        rounding = 1e-24 * t.double().square().sum(1).max() # a batch no wider than this is one place
+        radius2 = torch.maximum(norm2.max(), rounding).clamp(min=1e-300)
         self.dist2 = (norm2[:, None] + norm2 - 2*self.g).clamp(min=0)
-        self.same = DUPLICATE**2 * radius2
+        self.same, self.flat = DUPLICATE**2 * radius2, FLAT * radius2
         rank = (self.dist2 / (SAME_DISTANCE*radius2)).round().fill_diagonal_(-1) # rounded, so that a stable sort sees the ties
         self.order = rank.argsort(dim=1, stable=True)[:, 1:k+1]
 
+    def products(self, i, j, l):
+        "(A, n, q) inner products of x_j - x_i with x_l - x_i, for points `i` (A,) and others `j` (A, n), `l` (A, q)."
+        g, own = self.g, i[:, None]
+        return g[j[:, :, None], l[:, None, :]] - g[own, j][:, :, None] - g[own, l][:, None, :] + g[i, i][:, None, None]
+
     def differences(self, i, j):
-        "(A, n, n) inner products of x_j - x_i, for points `i` (A,) and their members `j` (A, n); a slot j = i is a zero row."
-        r = self.g[i[:, None], j]
-        return self.g[j[:, :, None], j[:, None, :]] - r[:, :, None] - r[:, None, :] + self.g[i, i][:, None, None]
+        "(A, n, n) inner products of x_j - x_i among themselves; a slot j = i is a zero row."
+        return self.products(i, j, j)
 
     def fit(self, i, j, m):
         "Top eigenvalues (A, m+1), eigenvectors (A, n, m) with undetermined ones zero, and members' quality (A, n) and squared length."
         gram = self.differences(i, j)
         lam, v = (e.flip(-1) for e in torch.linalg.eigh(gram))
         lam = lam[:, :m+1].clamp(min=0)
-        v = v[:, :, :m] * (lam[:, :m] - lam[:, m:] > TIE*lam[:, :1])[:, None]
+        v = v[:, :, :m] * (lam[:, :m] - lam[:, m:] > (TIE*lam[:, :1]).clamp(min=self.flat))[:, None]
         length2 = gram.diagonal(dim1=1, dim2=2)
         quality = (v.square() * lam[:, None, :m]).sum(-1) / length2.clamp(min=1e-300)
         return lam, v, torch.where(length2 > self.same, quality, 1.), length2
@@ -54,61 +60,120 @@ class _Gram:
         w.scatter_add_(2, j[:, None].expand_as(scaled), scaled)
         return w.scatter_add_(2, i[:, None, None].expand(-1, scaled.shape[1], 1), -scaled.sum(-1, keepdim=True))
 
-# %% ../nbs/06_manifold.ipynb #305a024c
-def _decide(gram, i, j, fit, T, dist2, open_):
-    """For points `i` with members `j` and their `fit`: which open candidates (in neighbour order) are surely admitted, and which stay open."""
-    lam, v, quality, length2 = fit
-    m = v.shape[-1]
-    w = gram.coefficients(i, j, lam, v)
-    along = w @ gram.g # P'x for every x of the batch, up to what x_i contributes
-    along = (along - along.gather(2, i[:, None, None].expand(-1, m, 1))).gather(2, gram.order[i][:, None].expand(-1, m, -1)).square()
-    far = dist2 > gram.same # a duplicate of x_i has quality 1 and turns nothing
-    p2 = along.sum(1) * far
-    o2 = (dist2 - p2).clamp(min=0) * far
-    lam_m, lam_next = lam[:, m-1:m], lam[:, m:]
+# %% ../nbs/06_manifold.ipynb #bfc5797f
+WIDTH = 5 # ours: directions kept beyond m; changes the speed, not the answer
+CHUNK = 16 # ours: most candidates of one point tested side by side; changes the speed, not the answer
+EDGE = 1e-7 # ours: angles (radians) nearer to the limit than this are fitted in full, so that rounding decides nothing
 
-    total = length2.sum(1, keepdim=True)
-    tau = (1 - T) * (total + total/m) * (1 + 1e-6)
-    sign = 1 + total/m * ((along / (lam[:, :m] - tau)[:, :, None]).sum(1) - o2/tau) / dist2.clamp(min=1e-300)
-    determined = lam_m - lam_next > TIE*lam[:, :1] # else a tied direction is missing from `along`
-    open_ = open_ & ~(far & determined & (lam_m > tau) & (sign < -1e-6))
+class _Growth:
+    "The members of every piece of a batch, grown together. All (B, k) tensors are in neighbour order."
+    def __init__(self, gram, m, T):
+        self.gram, self.m, self.T = gram, m, T - SLACK
+        self.limit = math.acos(math.sqrt(self.T))
+        B, k = gram.order.shape
+        i = torch.arange(B, device=gram.g.device)
+        self.inside = torch.zeros_like(gram.order, dtype=torch.bool)
+        self.inside[:, :m] = True # m points through x_i always fit
+        dist2 = gram.dist2.gather(1, gram.order)
+        self.dist2, self.far = dist2.clamp(min=1e-300), dist2 > gram.same # those not far are duplicates of x_i: quality 1
+        start = gram.order[:, :m]
+        lam, v = (e.flip(-1) for e in torch.linalg.eigh(gram.differences(i, start)))
+        spanned = lam > (TIE*lam[:, :1]).clamp(min=gram.flat)
+        self.lam = lam*spanned # (B, p) the scatter's eigenvalues along the kept directions
+        self.y = (v * (spanned / lam.clamp(min=1e-300).sqrt())[:, None]).mT @ gram.products(i, start, gram.order) # (B, p, k) coordinates
+        self.lost = torch.zeros_like(lam[:, 0]) # bound on the scatter that the kept directions miss
+        self.length2 = self.dist2[:, :m].sum(1, keepdim=True)
+        self.open = ~self.inside
+        self.rule_out(i)
 
-    limit = math.acos(math.sqrt(T))
-    phi = torch.atan2(o2.sqrt(), p2.sqrt())
-    hopeful = open_ & (phi <= limit)
-    def sum_to(x): return (x*hopeful).cumsum(1) + x*~hopeful # what is admitted before the candidate, and the candidate itself
-    gap = lam_m - lam_next - sum_to(o2)
-    theta = torch.where(gap > 1e-6*(lam[:, :1] + sum_to(dist2)), torch.atan2(2*sum_to((p2*o2).sqrt()), gap)/2, math.inf)
-    worst = torch.maximum(quality.amin(1, keepdim=True).clamp(0, 1).sqrt().acos(), (phi*hopeful).cummax(1).values)
-    admit = hopeful & (worst + theta < limit - 1e-7)
-    refuse = open_ & ~hopeful & (phi - theta > limit + 1e-7)
-    decided = (~open_ | admit | refuse).byte().cumprod(1).bool() # up to the first in doubt
-    return admit & decided, open_ & ~decided
+    def rule_out(self, i):
+        "Close the candidates of points `i` that no subspace at all can explain together with the members."
+        along2, lam, dist2, m = self.y[i, :self.m].square(), self.lam[i, :self.m], self.dist2[i], self.m
+        off2 = (dist2 - along2.sum(1)).clamp(min=0)
+        for share in (0.25, 0.5, 1, 2):
+            s = share * self.length2[i] / m
+            tau = (1 - self.T) * (self.length2[i] + s) * (1 + 1e-6)
+            sign = 1 + s * ((along2 / (lam - tau)[:, :, None]).sum(1) - off2/tau) / dist2
+            self.open[i] &= ~(self.far[i] & (lam[:, -1:] > tau) & (sign < -1e-6))
 
-# %% ../nbs/06_manifold.ipynb #b88beb00
-def _grow(gram, m, T):
-    "(B, k) bool in neighbour order: which of the visited neighbours are in the piece of each point."
-    B, k = gram.order.shape
-    inside = torch.zeros_like(gram.order, dtype=torch.bool)
-    inside[:, :m-1] = True # the m-th nearest is the first candidate: m points through x_i always fit, and the fit starts the bounds
-    open_ = ~inside
-    dist2 = gram.dist2.gather(1, gram.order)
-    live = torch.arange(B, device=gram.g.device)
-    T = T - SLACK
-    while len(live):
-        first = open_[live].byte().argmax(1, keepdim=True)
-        trial = inside[live].scatter(1, first, True)
-        j = _members(gram.order, live, trial, m)
-        fit = gram.fit(live, j, m)
-        passed = (fit[2] >= T).all(1)
-        open_[live] = open_[live].scatter(1, first, False)
-        inside[live] = inside[live].scatter(1, first, passed[:, None])
-        i = live[passed]
-        if len(i):
-            sure, open_[i] = _decide(gram, i, j[passed], [f[passed] for f in fit], T, dist2[i], open_[i])
-            inside[i] |= sure
-        live = live[open_[live].any(1)]
-    return inside
+    def along_remainder(self, i, c, y, h, x, y_x):
+        "(A, L, n) coordinates of neighbours `x` along the remainders, of lengths `h`, of candidates `c`."
+        order = self.gram.order[i]
+        dot = self.gram.products(i, order.gather(1, c), order.gather(1, x))
+        return torch.where(h[..., None] > 0, (dot - y@y_x) / h[..., None].clamp(min=1e-300), 0.)
+
+    def step(self, i, width):
+        "Test up to `width` candidates of each of the points `i`; return the number of points that admitted one."
+        m, p, k = self.m, self.lam.shape[1], self.open.shape[1]
+        place = torch.arange(k, device=i.device)
+        rank, c = (self.open[i] * (k - place)).topk(min(width, k), dim=1) # the first open candidates, in order
+        there = rank > 0
+        Y, dist2 = self.y[i], self.dist2[i]
+        y = Y.gather(2, c[:, None].expand(-1, p, -1)).mT
+        h2 = dist2.gather(1, c) - y.square().sum(-1)
+        h = torch.where(h2 > self.gram.flat, h2, 0.).sqrt() # below: rounding, without a direction
+        w = torch.cat([y, h[..., None]], -1)
+        scatter = w[..., None] * w[..., None, :]
+        scatter.diagonal(dim1=-2, dim2=-1)[..., :p] += self.lam[i, None]
+        lam, v = (e.flip(-1) for e in torch.linalg.eigh(scatter))
+        gap = lam[..., :m] - lam[..., m:m+1]
+        least = (TIE*lam[..., :1]).clamp(min=self.gram.flat)
+        top = v[..., :m] * (gap > least)[..., None, :]
+
+        n = int(self.inside[i].sum(1).max())
+        has, slot = self.inside[i].byte().sort(dim=1, descending=True, stable=True)
+        has, slot = has[:, :n].bool() & self.far[i].gather(1, slot[:, :n]), slot[:, :n]
+        y_members = Y.gather(2, slot[:, None].expand(-1, p, -1))
+        rest = self.along_remainder(i, c, y, h, slot, y_members)
+        turned = (top[..., :p, :].mT.flatten(1, 2) @ y_members).unflatten(1, (-1, m)) + top[..., p, :, None]*rest[:, :, None]
+        quality = torch.where(has[:, None], turned.square().sum(2) / dist2.gather(1, slot)[:, None], 1.).amin(-1)
+        own = torch.where(self.far[i].gather(1, c), (top.mT @ w[..., None]).square().sum((-1, -2)) / dist2.gather(1, c), 1.)
+
+        phi = torch.minimum(quality, own).clamp(0, 1).sqrt().acos()
+        lost, gap_m = self.lost[i, None], gap[..., -1]
+        theta = (lost / gap_m.clamp(min=1e-300)).clamp(max=1).asin() / 2
+        theta = torch.where(lost == 0, 0., torch.where(gap_m > lost + 1e-6*lam[..., 0], theta, math.inf))
+        nearly_tied = ((gap > least/100) & (gap < 100*least)).any(-1)
+        refused = (phi - theta > self.limit + EDGE) & ~nearly_tied | ~there
+        admitted = (phi + theta < self.limit - EDGE) & ~nearly_tied
+
+        first = (~refused).byte().argmax(1, keepdim=True) # the first that is not refused, if any
+        ends = refused.all(1)
+        last = c.gather(1, torch.where(ends[:, None], there.sum(1, keepdim=True) - 1, first))
+        self.open[i] &= place > last
+        yes = admitted.gather(1, first)[:, 0] & ~ends
+        doubt = ~yes & ~ends
+        if doubt.any():
+            trial = self.inside[i[doubt]].scatter(1, last[doubt], True)
+            yes[doubt] = (self.gram.fit(i[doubt], _members(self.gram.order, i[doubt], trial, m), m)[2] >= self.T).all(1)
+        if yes.any():
+            row = torch.arange(len(i), device=i.device)[yes], first[yes, 0]
+            self.admit(i[yes], last[yes], y[row], h[row], lam[row], v[row])
+        return int(yes.sum())
+
+    def admit(self, i, c, y, h, lam, v):
+        "Take neighbour `c` (A, 1) into the pieces of points `i`; `lam` and `v` are the scatter's eigenvalues and directions with it."
+        everyone = torch.arange(self.open.shape[1], device=i.device).expand(len(i), -1)
+        rest = self.along_remainder(i, c, y[:, None], h[:, None], everyone, self.y[i])
+        turned = v.mT @ torch.cat([self.y[i], rest], 1)
+        if self.lam.shape[1] < self.m + WIDTH: # room for one more direction
+            self.y = torch.cat([self.y, torch.zeros_like(self.y[:, :1])], 1)
+            self.lam = torch.cat([self.lam, torch.zeros_like(self.lam[:, :1])], 1)
+        p = self.lam.shape[1]
+        self.y[i], self.lam[i] = turned[:, :p], lam[:, :p].clamp(min=0)
+        dropped = lam[:, p:].sum(1)
+        self.lost[i] += torch.where(dropped > 1e-13*lam[:, 0], dropped, 0.)
+        self.inside[i] = self.inside[i].scatter(1, c, True)
+        self.length2[i] += self.dist2[i].gather(1, c)
+        self.rule_out(i)
+
+    def run(self):
+        "(B, k) bool: which of the visited neighbours are in the piece of each point."
+        width = CHUNK
+        while len(i := self.open.any(1).nonzero()[:, 0]):
+            admitted = self.step(i, width)
+            width = min(CHUNK, 2 + len(i) // max(admitted, 1)) # where most admit, looking far ahead is in vain
+        return self.inside
 
 def _members(order, i, inside, m):
     "(A, n) indices of the members of points `i`, filled up with i itself; n is at least m+1, so that lambda_{m+1} exists."
@@ -117,7 +182,7 @@ def _members(order, i, inside, m):
     j = torch.where(has.bool(), order[i].gather(1, slot), i[:, None])[:, :n]
     return torch.cat([j, i[:, None].expand(-1, n - j.shape[1])], 1)
 
-# %% ../nbs/06_manifold.ipynb #58a4a924
+# %% ../nbs/06_manifold.ipynb #bc24e52b
 @dataclass
 class Pieces:
     "One linear piece for each point of a batch."
@@ -166,7 +231,7 @@ class PiecewiseLinearManifold:
         k = B-1 if self.k is None else self.k
         if k >= B: raise ValueError(f"k={k} neighbours do not exist in a batch of B={B} points. Use k <= {B-1}, or k=None for all.")
         gram = _Gram(t, k)
-        inside = torch.ones_like(gram.order, dtype=torch.bool) if self.T is None else _grow(gram, m, self.T)
+        inside = torch.ones_like(gram.order, dtype=torch.bool) if self.T is None else _Growth(gram, m, self.T).run()
         i = torch.arange(B, device=t.device)
         j = _members(gram.order, i, inside, m)
         lam, v, *_ = gram.fit(i, j, m)

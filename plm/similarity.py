@@ -10,7 +10,7 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['directed_similarity', 'piecewise_linear_similarity']
 
-# %% ../nbs/07_similarity.ipynb #0de166e0
+# %% ../nbs/07_similarity.ipynb #294ae913
 def _root(
     x2: Tensor, # squared lengths; rounding may have made them slightly negative
 ) -> Tensor: # their roots, with gradient 0 instead of infinity at 0
@@ -37,7 +37,7 @@ def directed_similarity(
     along = (x @ basis.permute(1, 0, 2).reshape(d, P*m)).reshape(-1, P, m) - torch.einsum('pd,pdm->pm', centers, basis)
     p2 = along.square().sum(-1)
     dist2 = x.square().sum(1)[:, None] + centers.square().sum(1) - 2*x@centers.T
-    back2 = torch.einsum('npm,pmq,npq->np', along, basis.mT @ basis, along) # squared length of P P' delta; p2 only if P is orthonormal to the last digit
+    back2 = torch.einsum('npm,pmq,npq->np', along, basis.mT @ basis, along) # squared length of P P' delta
     return ((1 + _root(dist2 - 2*p2 + back2)/2)**-n_alpha * (1 + _root(p2))**-n_beta).to(dtype)
 
 # %% ../nbs/07_similarity.ipynb #dc618ca4

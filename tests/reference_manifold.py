@@ -1,17 +1,17 @@
 """The slow twin of `plm.manifold`: METHOD A3 as it is told, one point and one neighbour at a time, with an SVD for each question."""
 import torch
 
-TIE, SLACK, DUPLICATE, SAME_DISTANCE = 1e-9, 1e-9, 1e-5, 1e-12
+TIE, SLACK, DUPLICATE, FLAT, SAME_DISTANCE = 1e-9, 1e-7, 1e-5, 1e-13, 1e-12
 
 
-def best_subspace(differences, m):
+def best_subspace(differences, m, radius):
     "(d, m) top m principal directions of the rows, not centred; a direction that the rows do not determine is a zero column."
     n, d = differences.shape
     _, s, vh = torch.linalg.svd(differences, full_matrices=False)
     eigenvalues = torch.cat([s.square(), torch.zeros(m + 1)])
     basis = torch.zeros(d, m)
     for r in range(min(m, n, d)):
-        if eigenvalues[r] - eigenvalues[m] > TIE * eigenvalues[0]: basis[:, r] = vh[r]
+        if eigenvalues[r] - eigenvalues[m] > max(TIE * eigenvalues[0], FLAT * radius**2): basis[:, r] = vh[r]
     return basis
 
 
@@ -30,20 +30,20 @@ def neighbours(x, i, k, radius):
 def piece(x, i, m, T, k, radius):
     "Basis (d, m) and members (without i) of the piece of point i."
     order = neighbours(x, i, k, radius)
-    if T is None: return best_subspace(x[order] - x[i], m), order
+    if T is None: return best_subspace(x[order] - x[i], m, radius), order
     members = order[:m]
     for candidate in order[m:]:
         grown = members + [candidate]
-        basis = best_subspace(x[grown] - x[i], m)
+        basis = best_subspace(x[grown] - x[i], m, radius)
         if all(share_kept(x[j] - x[i], basis, radius) >= T - SLACK for j in grown): members = grown
-    return best_subspace(x[members] - x[i], m), members
+    return best_subspace(x[members] - x[i], m, radius), members
 
 
 def manifold(t, m=3, T=0.9, k=None):
     "(basis (B, d, m), members (B, B) bool) of a whole batch, in float64."
     x = t.double()
     B = len(x)
-    radius = max(float((x - x.mean(0)).norm(dim=1).max()), 1e-150)
+    radius = max(float((x - x.mean(0)).norm(dim=1).max()), 1e-12 * float(x.norm(dim=1).max()), 1e-150)
     old = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try: pieces = [piece(x, i, m, T, B - 1 if k is None else k, radius) for i in range(B)]

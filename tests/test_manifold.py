@@ -73,7 +73,7 @@ def test_pieces_grow_along_the_data_and_not_across():
 def test_every_member_is_explained_and_the_start_is_the_nearest():
     t = make('low rank + noise', 60, 16, 2)
     pieces = PiecewiseLinearManifold(3, 0.85)(t)
-    assert pieces.quality()[pieces.members].min() >= 0.85 - 2e-9
+    assert pieces.quality()[pieces.members].min() >= 0.85 - 2e-7
     nearest = torch.cdist(t, t).argsort(1)[:, :4]
     assert pieces.members.gather(1, nearest).all()
     assert pieces.members.sum(1).max() > 8 # the question was not trivial

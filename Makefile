@@ -1,0 +1,41 @@
+# make repro: environment and the main job. make test: environment and all tests. Both need Python 3.11, git and a package index; nothing else is downloaded.
+PYTHON ?= python3.11
+BIN := .venv/bin
+# the kernels and tools that papermill and DVC start are those of the environment
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env repro test nbs lock clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
+
+env: .venv/.done ## the environment of requirements.lock, in .venv
+
+.venv/.done: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+repro: env ## dvc repro: every table and figure, from the data to results/report.html
+	dvc repro
+	@cat results/table.txt
+	@echo "The report: $(CURDIR)/results/report.html"
+
+test: env ## everything that must hold: exported modules, notebooks, tests, the pipeline at toy size
+	rm -rf .venv/before && cp -r plm .venv/before && nbdev_export
+	@diff -r -x __pycache__ .venv/before plm || (echo "plm/ was not what the notebooks export; it is now. Commit it, or move your edit into its notebook."; exit 1)
+	OMP_NUM_THREADS=1 MPLBACKEND=agg nbdev_test --n_workers 2 --do_print
+	OMP_NUM_THREADS=1 python -m pytest
+
+nbs: env ## nbdev_export and nbdev_clean, to be run before a commit
+	nbdev_export && nbdev_clean
+
+lock: env ## requirements.in -> requirements.lock
+	$(BIN)/python -m pip install -q pip-tools
+	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock requirements.in
+
+clean: ## remove what runs have left (not the environment, not the cache)
+	rm -rf runs scratch results/report.html

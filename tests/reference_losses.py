@@ -1,0 +1,55 @@
+"""The slow twin of `plm.losses`: METHOD A6, pair by pair, in float64; the pieces come from `reference_manifold`, the similarities from `reference_similarity`."""
+import math
+import torch
+import reference_manifold, reference_similarity
+
+
+def distance(a, b): return math.sqrt(sum((float(x) - float(y))**2 for x, y in zip(a, b)))
+
+
+def point_term(z, s, delta):
+    "Mean over the ordered pairs of different points."
+    B, total = len(z), 0.
+    for i in range(B):
+        for j in range(B):
+            if i != j: total += (delta*(1 - float(s[i, j])) - distance(z[i], z[j]))**2
+    return total/(B*(B - 1))
+
+
+def proxy_term(z, rho, s, delta):
+    "Mean over the pairs of a point and a proxy."
+    total = 0.
+    for i in range(len(z)):
+        for j in range(len(rho)): total += (delta*(1 - float(s[i, j])) - distance(z[i], rho[j]))**2
+    return total/(len(z)*len(rho))
+
+
+def neighborhood_term(t, rho, basis, s, n_near=5):
+    "For each proxy the mean, weighted by similarity, of the share of squared distance that its neighbourhood misses."
+    t, rho, basis = t.double(), rho.double(), basis.double()
+    total = 0.
+    for j in range(len(rho)):
+        near = sorted(range(len(t)), key=lambda i: -float(s[i, j]))[:n_near]
+        missed = weight = 0.
+        for i in near:
+            delta = t[i] - rho[j]
+            length2 = float(delta @ delta)
+            along = basis[j].T @ delta
+            missed += float(s[i, j])*(1 - float(along @ along)/length2 if length2 > 1e-10 else 1.)
+            weight += float(s[i, j])
+        total += missed/weight
+    return total/len(rho)
+
+
+def plm_loss(z, t, rho, basis, m, T, n_alpha, n_beta, delta):
+    "All terms; `rho` None: no proxies."
+    z, t = z.double(), t.double()
+    pieces, _ = reference_manifold.manifold(t, m, T)
+    terms = {'point': point_term(z, reference_similarity.piecewise_linear_similarity(t, pieces, n_alpha, n_beta), delta)}
+    if rho is not None:
+        into_proxies = reference_similarity.directed_similarity(t, rho, basis, n_alpha, n_beta)
+        into_points = reference_similarity.directed_similarity(rho, t, pieces, n_alpha, n_beta)
+        s = (into_proxies + into_points.T)/2
+        terms['proxy'] = proxy_term(z, rho, s, delta)
+        terms['neighborhood'] = neighborhood_term(t, rho, basis, s)
+    return terms

@@ -1,0 +1,129 @@
+"Every mistake in params.yaml is met with a message that names the entry and the cure."
+import copy
+from dataclasses import fields
+from pathlib import Path
+import pytest, yaml
+from hypothesis import given, settings, strategies as st
+from plm.data import DATASETS
+from plm.params import METHODS, SIZES, Params, PLMParams, load_params, project_root
+
+OURS = Path(__file__).parent.parent/'params.yaml'
+RAW = yaml.safe_load(OURS.read_text())
+MISSING = object()
+
+
+def changed(path, value):
+    "The repository's parameters with one entry set, or taken out."
+    raw = copy.deepcopy(RAW)
+    inner = raw
+    for name in path[:-1]: inner = inner[name]
+    if value is MISSING: del inner[path[-1]]
+    else: inner[path[-1]] = value
+    return raw
+
+
+def load(raw, folder):
+    (folder/'params.yaml').write_text(yaml.safe_dump(raw))
+    return load_params(folder/'params.yaml')
+
+
+@pytest.mark.parametrize('dataset', DATASETS)
+def test_our_own_file_loads_for_each_data_set(tmp_path, dataset):
+    p = load(changed(['dataset'], dataset), tmp_path)
+    assert isinstance(p, Params) and p.dataset == dataset
+    section = RAW[dataset]
+    for name in METHODS: assert vars(p.method[name]) == section[name]
+    assert isinstance(p.method['plm'], PLMParams) and set(p.method) == set(METHODS)
+    assert vars(p.train) == section['train'] and vars(p.pretrain) == section['pretrain']
+    assert vars(p.sizes) == section['sizes'] and isinstance(p.sizes, SIZES[dataset])
+    assert (p.methods, p.seeds, p.device) == (RAW['methods'], RAW['seeds'], RAW['device'])
+
+
+def test_our_own_file_loads_as_it_is():
+    assert load_params(OURS).dataset in DATASETS == tuple(SIZES)
+
+
+PLM = ['glyphs', 'plm']
+MISTAKES = {
+    'misspelt constant': (PLM + ['n_aplha'], 4, r"glyphs\.plm\.n_aplha is not a parameter.*Did you mean 'n_alpha'.*n_proxies"),
+    'unheard-of constant': (PLM + ['xyzzy'], 4, r'glyphs\.plm\.xyzzy is not a parameter\. glyphs\.plm has: lr, k'),
+    'constant of a method without any': (['glyphs', 'pretrained'], {'lr': 0.1}, r'glyphs\.pretrained\.lr is not a parameter.*has: nothing'),
+    'missing constant': (PLM + ['delta'], MISSING, r'glyphs\.plm\.delta is missing'),
+    'missing method': (PLM, MISSING, r'glyphs\.plm is missing'),
+    'missing sizes': (['glyphs', 'sizes'], MISSING, r'glyphs\.sizes is missing'),
+    'misspelt method section': (['glyphs', 'simcrl'], {}, r"unknown entry of glyphs 'simcrl'.*'simclr'"),
+    'section that is a number': (PLM, 3, r'glyphs\.plm must be a mapping'),
+    'data set that is a list': (['glyphs'], [1], r'glyphs must be a mapping with the entries .*plm'),
+    'mistake in the data set not in use': (['omniglot', 'plm', 'k'], 'five', r'omniglot\.plm\.k must be int'),
+    'whole number with a point': (PLM + ['k'], 5.0, r'glyphs\.plm\.k must be int, got 5\.0'),
+    'number as text': (PLM + ['delta'], '2', r"glyphs\.plm\.delta must be float, got '2'"),
+    '1e-3 is text in YAML': (PLM + ['lr'], '1e-3', r"glyphs\.plm\.lr must be float, got '1e-3'\. In YAML write 1\.0e-3"),
+    'yes is not a number': (PLM + ['lr'], True, r'glyphs\.plm\.lr must be float, got True'),
+    'yes is not a count': (PLM + ['k'], True, r'glyphs\.plm\.k must be int, got True'),
+    'null where none is allowed': (PLM + ['m'], None, r'glyphs\.plm\.m must be int, got None'),
+    'text where null is allowed': (PLM + ['T'], 'none', r"glyphs\.plm\.T must be float or null, got 'none'"),
+    'number as a name': (['glyphs', 'train', 'backbone'], 18, r'glyphs\.train\.backbone must be str'),
+    'k as large as a batch': (PLM + ['k'], 100, r'glyphs\.plm\.k = 100 must be below the 100.*glyphs\.train\.batch_size = 100'),
+    'k as large as the images of a batch of two views': (['glyphs', 'stml', 'k'], 50, r'glyphs\.stml\.k = 50 must be below the 50 images'),
+    'm as large as a batch': (PLM + ['m'], 100, r'glyphs\.plm\.m = 100 must be below glyphs\.train\.batch_size = 100'),
+    'misspelt data set': (['dataset'], 'omnigolt', r"unknown data set 'omnigolt'.*'omniglot'"),
+    'misspelt method': (['methods'], ['plm', 'smtl'], r"unknown method 'smtl'.*'stml'"),
+    'method twice': (['methods'], ['plm', 'plm'], r'methods must be a list without repetitions'),
+    'no method': (['methods'], [], r'methods must be a list.*at least one'),
+    'method without brackets': (['methods'], 'plm', r"methods must be a list.*got 'plm'"),
+    'seed twice': (['seeds'], [0, 1, 0], r'seeds must be a list without repetitions'),
+    'no seed': (['seeds'], None, r'seeds must be a list'),
+    'seed as text': (['seeds'], [0, 'one'], r"seeds must be whole numbers.*'one'"),
+    'seed with a point': (['seeds'], [0.5], r'seeds must be whole numbers'),
+    'misspelt entry': (['sedes'], [0], r"unknown entry of params\.yaml 'sedes'.*'seeds'"),
+    **{f'no {name}': ([name], MISSING, f"params.yaml has no entry '{name}'") for name in RAW},
+}
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_mistakes(tmp_path, mistake):
+    path, value, words = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=words): load(changed(path, value), tmp_path)
+
+
+@pytest.mark.parametrize('path, value', [(PLM + ['T'], None), (PLM + ['T'], 1), (PLM + ['lr'], 1), (PLM + ['n_proxies'], 0),
+                                         (['glyphs', 'sizes', 'n_source'], None), (['glyphs', 'sizes', 'n_source'], 5), (['seeds'], [7])])
+def test_what_is_allowed(tmp_path, path, value):
+    p = load(changed(path, value), tmp_path)
+    if path[0] == 'seeds': assert p.seeds == value
+    else: assert vars(p.sizes if path[1] == 'sizes' else p.method[path[1]])[path[-1]] == value
+
+
+leaves = [(d, s, name) for d in DATASETS for s in RAW[d] for name in RAW[d][s]]
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.sampled_from(leaves), st.sampled_from(['text', [1], {'a': 1}, True, MISSING]))
+def test_no_leaf_takes_what_it_should_not(tmp_path_factory, leaf, value):
+    "Whatever is broken, the complaint is a ValueError with the full name of the entry."
+    if value == 'text' and leaf[2] == 'backbone': return
+    with pytest.raises(ValueError, match=r'\.'.join(leaf)): load(changed(list(leaf), value), tmp_path_factory.mktemp('p'))
+
+
+@pytest.mark.parametrize('text, words', [
+    ('dataset: [glyphs', r'params\.yaml is not valid YAML: .*line'), ('', r'must be a mapping with the entries dataset, methods'), ('- a\n- b', 'must be a mapping')])
+def test_files_that_are_no_parameters(tmp_path, text, words):
+    (tmp_path/'params.yaml').write_text(text)
+    with pytest.raises(ValueError, match=f'(?s){words}'): load_params(tmp_path/'params.yaml')
+
+
+def test_missing_file(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r'nope\.yaml is missing.*top folder'): load_params(tmp_path/'nope.yaml')
+    inner = tmp_path/'a'/'b'
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    with pytest.raises(FileNotFoundError, match='no params.yaml in .*inside the repository'): project_root()
+    (tmp_path/'params.yaml').write_text('')
+    assert project_root() == tmp_path
+    (inner/'params.yaml').write_text('')
+    assert project_root() == inner
+
+
+def test_parameters_cannot_be_changed_by_accident():
+    p = load_params(OURS)
+    for thing in (p, p.train, p.pretrain, *p.method.values()):
+        for field in fields(thing):
+            with pytest.raises(AttributeError): setattr(thing, field.name, 0)

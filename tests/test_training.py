@@ -1,0 +1,308 @@
+"The one loop: repeatable, interruptible, fair, and clear about what went wrong."
+import copy, csv
+from dataclasses import replace
+import pytest, torch
+from plm import training
+from plm.core import generator_at
+from plm.encoder import Encoder
+from plm.params import PLMParams, PretrainedParams, PretrainParams, SimCLRParams, STMLParams, TrainParams
+from plm.training import fingerprint, load_state, pretrain, save_state, train, write_log
+
+CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
+             'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16),
+             'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9)}
+SHARED = TrainParams(backbone='convnet', dim=8, epochs=3, batch_size=24)
+
+
+def pictures(n, *address): return torch.randint(0, 256, (n, 1, 24, 24), generator=generator_at('pictures', n, *address), dtype=torch.uint8)
+
+
+IMAGES, VAL = pictures(50), (pictures(12, 'val'), torch.arange(12) % 4)
+PRINTS, LABELS = pictures(20, 'source'), torch.arange(20) % 5
+SUPERVISED = PretrainParams(epochs=3, batch_size=8, lr=1e-2, temperature=0.1, augment=0.5)
+by_method = pytest.mark.parametrize('name', CONSTANTS)
+
+
+def start(): return Encoder('convnet', 8)
+
+
+def run(name, scratch, seed=0, shared=SHARED, images=IMAGES, **changes):
+    "Encoder and log of a whole run from the same start."
+    encoder = start()
+    return encoder, train(name, encoder, images, VAL, shared, replace(CONSTANTS[name], **changes), seed, scratch)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    "Method -> encoder and log of a run that nobody interrupted; each is trained once."
+    return {name: run(name, tmp_path_factory.mktemp('undisturbed')) for name in CONSTANTS}
+
+
+@by_method
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(name, tmp_path, undisturbed):
+    encoder, log = undisturbed[name]
+    torch.manual_seed(123) # nobody asks the global generator
+    again, log_again = run(name, tmp_path)
+    assert same(encoder, again) and log == log_again
+    other, log_other = run(name, tmp_path, seed=1)
+    assert not same(encoder, other) and log_other != log
+    assert not list(tmp_path.iterdir()) # a finished run leaves nothing behind
+
+
+@by_method
+def test_training_moves_the_encoder_and_tells_about_it(name, undisturbed):
+    encoder, log = undisturbed[name]
+    assert not same(encoder, start())
+    assert [row['epoch'] for row in log] == [0, 1, 2, 3] and [row['images_seen'] for row in log] == [0, 48, 96, 144]
+    assert 'loss' not in log[0] and all(0 <= row['val_recall_at_1'] <= 1 for row in log)
+    terms = {'simclr': {'nt_xent'}, 'stml': {'contrastive', 'contrastive_wide', 'distillation'}, 'plm': {'point', 'proxy', 'neighborhood'}}[name]
+    for row in log[1:]:
+        assert row.keys() == {'epoch', 'images_seen', 'val_recall_at_1', 'loss'} | terms
+        assert abs(row['loss'] - sum(row[t] for t in terms)) < 1e-4
+    assert log[-1]['loss'] < log[1]['loss']
+
+
+@by_method
+@pytest.mark.parametrize('steps', [1, 2, 3, 6]) # in the first epoch, at its end, in the second epoch, at the very last step
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(name, steps, tmp_path, undisturbed, monkeypatch, capsys):
+    kind, done = training._CLASSES[name], []
+    original = kind.after_step
+
+    def after_step(self):
+        original(self)
+        done.append(1)
+        if len(done) == steps: raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(kind, 'after_step', after_step)
+        with pytest.raises(KeyboardInterrupt): run(name, tmp_path)
+    finished = (steps - 1)//2 # two steps an epoch
+    assert len(list(tmp_path.iterdir())) == (finished > 0)
+    capsys.readouterr()
+    with monkeypatch.context() as m:
+        count = []
+        m.setattr(kind, 'after_step', lambda self: (original(self), count.append(1)))
+        encoder, log = run(name, tmp_path)
+    assert len(count) == 6 - 2*finished # what was done is not done again
+    assert (f'resuming after epoch {finished} of 3' in capsys.readouterr().out) == (finished > 0)
+    assert same(encoder, undisturbed[name][0]) and log == undisturbed[name][1]
+    assert not list(tmp_path.iterdir())
+
+
+@by_method
+def test_a_run_killed_between_two_epochs_can_be_killed_again(name, tmp_path, undisturbed, monkeypatch):
+    save = training.save_state
+    def and_die(state, path): save(state, path); raise KeyboardInterrupt
+    monkeypatch.setattr(training, 'save_state', and_die)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt): run(name, tmp_path)
+    monkeypatch.setattr(training, 'save_state', lambda *_: pytest.fail('there is nothing left to do'))
+    encoder, log = run(name, tmp_path) # all epochs are done, only the goodbye was missing
+    assert same(encoder, undisturbed[name][0]) and log == undisturbed[name][1]
+
+
+@by_method
+def test_every_method_has_the_same_budget(name, tmp_path):
+    "Images through the trained backbone in training mode, as `images_seen` tells them; momentum encoders and the curve are not counted."
+    encoder, seen = start(), []
+    encoder.backbone.register_forward_hook(lambda module, inputs, _: seen.append(len(inputs[0])) if module is encoder.backbone and module.training else None)
+    log = train(name, encoder, IMAGES, VAL, SHARED, CONSTANTS[name], 0, tmp_path)
+    assert seen == [24]*6 and sum(seen) == log[-1]['images_seen']
+
+
+def interrupted(name, scratch, monkeypatch, **changes):
+    "Leave a state behind after the first epoch."
+    save = training.save_state
+    def and_die(state, path): save(state, path); raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(training, 'save_state', and_die)
+        with pytest.raises(KeyboardInterrupt): run(name, scratch, **changes)
+    return next(scratch.iterdir())
+
+
+@pytest.mark.parametrize('changes', [dict(temperature=0.2), dict(seed=1), dict(images=pictures(50, 'others')), dict(shared=replace(SHARED, epochs=4))])
+def test_the_state_of_another_run_is_left_alone(changes, tmp_path, undisturbed, monkeypatch, capsys):
+    file = interrupted('simclr', tmp_path, monkeypatch, **changes)
+    before = file.read_bytes()
+    encoder, _ = run('simclr', tmp_path)
+    assert 'resuming' not in capsys.readouterr().out
+    assert same(encoder, undisturbed['simclr'][0]) and file.read_bytes() == before
+
+
+def test_other_start_weights_are_another_run(tmp_path, monkeypatch, capsys):
+    interrupted('simclr', tmp_path, monkeypatch)
+    train('simclr', Encoder('convnet', 8, (9,)), IMAGES, VAL, SHARED, CONSTANTS['simclr'], 0, tmp_path)
+    assert 'resuming' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('damage', [lambda b: b[:len(b)//2], lambda b: b'', lambda b: b'not a state'])
+def test_a_damaged_state_is_named(damage, tmp_path, monkeypatch):
+    file = interrupted('simclr', tmp_path, monkeypatch)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=f'{file.name} cannot be read as a saved state.*Delete it'): run('simclr', tmp_path)
+
+
+def test_no_training_at_all(tmp_path):
+    encoder = start()
+    log = train('pretrained', encoder, IMAGES, VAL, SHARED, PretrainedParams(), 0, tmp_path)
+    assert same(encoder, start()) and len(log) == 1 and log[0]['epoch'] == log[0]['images_seen'] == 0
+    assert not list(tmp_path.iterdir())
+
+
+@by_method
+def test_too_few_images(name, tmp_path):
+    with pytest.raises(ValueError, match='there are 23 train images, fewer than train.batch_size = 24'): run(name, tmp_path, images=IMAGES[:23])
+
+
+@by_method
+def test_just_enough_images(name, tmp_path):
+    assert run(name, tmp_path, images=IMAGES[:24], shared=replace(SHARED, epochs=1))[1][-1]['images_seen'] == 24
+
+
+def test_a_wrong_name(tmp_path):
+    with pytest.raises(ValueError, match="unknown method 'smtl'.*'stml'"): train('smtl', start(), IMAGES, VAL, SHARED, None, 0, tmp_path)
+
+
+@by_method
+def test_a_loss_that_is_not_finite_stops_the_run(name, tmp_path, monkeypatch):
+    kind = training._CLASSES[name]
+    original = kind.forward
+    monkeypatch.setattr(kind, 'forward', lambda *args: {k: v*float('nan') for k, v in original(*args).items()})
+    with pytest.raises(FloatingPointError, match='loss is nan in epoch 1.*learning rate'): run(name, tmp_path)
+
+
+@by_method
+def test_a_learning_rate_that_explodes_is_named(name, tmp_path):
+    with pytest.raises((FloatingPointError, ValueError), match='learning rate'): run(name, tmp_path, lr=float('inf'))
+
+
+def test_plm_without_proxies_and_without_selection(tmp_path):
+    _, log = run('plm', tmp_path, n_proxies=0, T=None)
+    assert log[-1].keys() == {'epoch', 'images_seen', 'val_recall_at_1', 'loss', 'point'} and log[-1]['loss'] < log[1]['loss']
+
+
+def test_val_labels_decide_nothing(tmp_path, undisturbed):
+    encoder = start()
+    log = train('plm', encoder, IMAGES, (VAL[0], VAL[1].flip(0) // 2), SHARED, CONSTANTS['plm'], 0, tmp_path)
+    assert same(encoder, undisturbed['plm'][0]) and log != undisturbed['plm'][1]
+
+
+@by_method
+def test_every_epoch_has_its_own_batches_and_views(name, tmp_path, monkeypatch):
+    kind, batches, views = training._CLASSES[name], [], []
+    original = kind.forward
+    def forward(self, images, index, augment, g):
+        assert torch.equal(images, IMAGES[index])
+        batches.append(tuple(index.tolist()))
+        views.append(g.initial_seed())
+        return original(self, images, index, augment, g)
+    monkeypatch.setattr(kind, 'forward', forward)
+    run(name, tmp_path)
+    assert len(set(batches)) == 6 and len(set(views)) == 3
+
+
+def test_proxies_begin_on_the_embeddings_of_the_train_images(tmp_path, monkeypatch):
+    given, begin = [], training.PLM.begin
+    monkeypatch.setattr(training.PLM, 'begin', lambda self, z, g: (given.append(z), begin(self, z, g)))
+    run('plm', tmp_path)
+    assert len(given) == 1 and torch.equal(given[0], training.embed(start(), IMAGES))
+
+
+def test_the_proxies_and_the_average_take_part():
+    "One epoch of PLM by hand: proxies begin on the data and move; the average follows."
+    encoder = start()
+    method = training.PLM(encoder, CONSTANTS['plm'], 0)
+    z = training.embed(method.estimate, IMAGES)
+    method.begin(z, generator_at(0, 'begin'))
+    assert (method.proxies.location[:, None] == z).all(2).any(1).all()
+    batches = method.batches(len(IMAGES), 24, 0)
+    batches.refresh(z)
+    before = copy.deepcopy(method)
+    opt = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
+    for index in batches:
+        sum(method(IMAGES[index], torch.tensor(index), training.Augment(), generator_at(0)).values()).backward()
+        opt.step(); method.after_step()
+    assert not torch.equal(method.proxies.location, before.proxies.location) and not torch.equal(method.proxies.free_basis, before.proxies.free_basis)
+    slow, was, now = (m.head.weight for m in (method.estimate, before.encoder, encoder))
+    assert 0 < (slow - was).norm() < (now - was).norm()
+
+
+def test_pretraining_learns_and_repeats_itself():
+    first, again, other = start(), start(), start()
+    log = pretrain(first, PRINTS, LABELS, replace(SUPERVISED, epochs=8), 0)
+    assert log == pretrain(again, PRINTS, LABELS, replace(SUPERVISED, epochs=8), 0) and same(first, again)
+    pretrain(other, PRINTS, LABELS, replace(SUPERVISED, epochs=8), 1)
+    assert not same(first, other)
+    assert [row['epoch'] for row in log] == list(range(1, 9)) and log[-1]['loss'] < 0.7*log[0]['loss']
+
+
+def test_pretraining_on_too_few_images():
+    with pytest.raises(ValueError, match='source has 7 images, fewer than pretrain.batch_size = 8'): pretrain(start(), PRINTS[:7], LABELS[:7], SUPERVISED, 0)
+
+
+def test_pretraining_counts_only_the_trained_encoder():
+    encoder, seen = start(), []
+    encoder.register_forward_hook(lambda m, inputs, _: seen.append(len(inputs[0])))
+    pretrain(encoder, PRINTS, LABELS, SUPERVISED, 0)
+    assert seen == [8]*2*3 # 20 images make two batches; the rest waits for another epoch
+
+
+STATE = {'parts': [{'w': torch.arange(6.).view(2, 3), 'n': torch.tensor(3)}, {'lr': 0.1, 'betas': (0.9, 0.99)}], 'log': [{'epoch': 0}, {'epoch': 1, 'name': 'é'}]}
+
+
+def test_equal_states_give_equal_bytes_and_come_back(tmp_path):
+    save_state(STATE, tmp_path/'a.pt')
+    save_state(copy.deepcopy(STATE), str(tmp_path/'new'/'another name.pt'))
+    assert (tmp_path/'a.pt').read_bytes() == (tmp_path/'new'/'another name.pt').read_bytes()
+    back = load_state(tmp_path/'a.pt')
+    assert torch.equal(back['parts'][0]['w'], STATE['parts'][0]['w']) and back['parts'][1] == STATE['parts'][1] and back['log'] == STATE['log']
+
+
+def test_a_state_that_cannot_be_saved_leaves_the_old_one(tmp_path):
+    save_state(STATE, tmp_path/'a.pt')
+    before = (tmp_path/'a.pt').read_bytes()
+    with pytest.raises(Exception): save_state({'w': lambda: 0}, tmp_path/'a.pt')
+    assert (tmp_path/'a.pt').read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+class Sly:
+    def __reduce__(self): return (open, ('sly', 'w'))
+
+
+def test_a_state_cannot_run_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'w': Sly()}, 'a.pt')
+    with pytest.raises(ValueError, match='a.pt cannot be read'): load_state('a.pt')
+    assert not (tmp_path/'sly').exists()
+
+
+def test_a_state_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'a\.pt is missing.*dvc repro'): load_state(tmp_path/'a.pt')
+
+
+def test_fingerprints():
+    parts = [SHARED, CONSTANTS['plm'], replace(CONSTANTS['plm'], k=6), replace(CONSTANTS['plm'], lr=1.0000001e-3), 0, 1, '0', IMAGES, IMAGES[:-1], torch.zeros(3), torch.zeros(4)]
+    prints = [fingerprint(p) for p in parts]
+    assert len(set(prints)) == len(parts) and all(len(f) == 16 and int(f, 16) >= 0 for f in prints)
+    assert fingerprint(IMAGES.clone(), SHARED) == fingerprint(IMAGES, replace(SHARED))
+    assert fingerprint(IMAGES.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)) == fingerprint(IMAGES) # not of how it lies in memory
+
+
+def test_the_code_is_part_of_the_fingerprint(tmp_path, monkeypatch):
+    for name in ('__init__.py', 'core.py'): (tmp_path/name).write_text('a = 1')
+    monkeypatch.setattr(training.plm, '__file__', str(tmp_path/'__init__.py'))
+    before = fingerprint('x')
+    assert fingerprint('x') == before
+    (tmp_path/'core.py').write_text('a = 2')
+    assert fingerprint('x') != before
+
+
+def test_a_log_is_a_table(tmp_path):
+    write_log([{'epoch': 0, 'val': 0.5}, {'epoch': 1, 'val': 0.25, 'loss': 2.}], tmp_path/'new'/'log.csv')
+    assert (tmp_path/'new'/'log.csv').read_text() == 'epoch,val,loss\n0,0.5,\n1,0.25,2.0\n'
+    with open(tmp_path/'new'/'log.csv', newline='') as f: assert [r['loss'] for r in csv.DictReader(f)] == ['', '2.0']
