@@ -12,7 +12,7 @@ from .core import check_embeddings, generator_at
 # %% auto #0
 __all__ = ['Proxies']
 
-# %% ../nbs/08_proxies.ipynb #93de93fa
+# %% ../nbs/08_proxies.ipynb #f5281aca
 class Proxies(nn.Module):
     "`n` learnable unit vectors, each with an orthonormal basis of its neighbourhood (PLM, section 3)."
     def __init__(self,
@@ -41,4 +41,5 @@ class Proxies(nn.Module):
         "Where the proxies are, and which way their neighbourhoods lie."
         A = self.free_basis
         L = torch.linalg.cholesky(A.mT @ A)
-        return F.normalize(self.location, dim=1), torch.linalg.solve_triangular(L, A.mT, upper=False).mT
+        inverse = torch.linalg.solve_triangular(L, torch.eye(A.shape[2], dtype=A.dtype, device=A.device).expand_as(L), upper=False)
+        return F.normalize(self.location, dim=1), A @ inverse.mT # m × m solves; a solve against A itself would be d × m of them

@@ -8,37 +8,51 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['directed_similarity', 'piecewise_linear_similarity']
+__all__ = ['squared_lengths', 'decay', 'directed_similarity', 'piecewise_linear_similarity']
 
-# %% ../nbs/07_similarity.ipynb #294ae913
+# %% ../nbs/07_similarity.ipynb #00243bc3
 def _root(
     x2: Tensor, # squared lengths; rounding may have made them slightly negative
 ) -> Tensor: # their roots, with gradient 0 instead of infinity at 0
     positive = x2 > 0
     return torch.where(positive, torch.where(positive, x2, 1.).sqrt(), 0.)
 
-def directed_similarity(
+def squared_lengths(
     x: Tensor, # (N, d) points
     centers: Tensor, # (P, d) a point on each piece: batch points, or the locations of proxies
     basis: Tensor, # (P, d, m) orthonormal columns of each piece, or zero columns
-    n_alpha: float = 4, # decay off the piece; published plateau 3 to 6 at n_beta = 0.5, the 4 is ours
-    n_beta: float = 0.5, # decay along the piece, below n_alpha (published plateau)
-) -> Tensor: # (N, P) in (0, 1]: s'(x_i, center_j)
-    "Similarity of points to linear pieces (METHOD A4). Differentiable in all three tensors. `ValueError` unless n_alpha > n_beta >= 0."
-    if not n_alpha > n_beta >= 0:
-        raise ValueError(f"need n_alpha > n_beta >= 0, got n_alpha={n_alpha}, n_beta={n_beta}: leaving a piece must cost more than moving along it. "
-                         "Published curves are level for n_beta=0.5 with n_alpha from 3 to 6.")
+) -> tuple[Tensor, Tensor]: # (N, P) p², along the piece, and (N, P) ‖Δ‖², in all
+    "How far each point is from each centre: along the centre's piece, and in all, squared. `ValueError` for shapes that do not fit."
     P, d, m = basis.shape
     if x.ndim != 2 or x.shape[1] != d or centers.shape != (P, d):
         raise ValueError(f"shapes do not fit: x {tuple(x.shape)} should be (N, {d}) and centers {tuple(centers.shape)} should be "
                          f"({P}, {d}), to go with basis {tuple(basis.shape)} = (P, d, m).")
-    dtype = x.dtype
-    x, centers, basis = x.double(), centers.double(), basis.double()
-    along = (x @ basis.permute(1, 0, 2).reshape(d, P*m)).reshape(-1, P, m) - torch.einsum('pd,pdm->pm', centers, basis)
-    p2 = along.square().sum(-1)
-    dist2 = x.square().sum(1)[:, None] + centers.square().sum(1) - 2*x@centers.T
-    back2 = torch.einsum('npm,pmq,npq->np', along, basis.mT @ basis, along) # squared length of P P' delta
-    return ((1 + _root(dist2 - 2*p2 + back2)/2)**-n_alpha * (1 + _root(p2))**-n_beta).to(dtype)
+    middle = centers.detach().mean(0)
+    x, centers = x - middle, centers - middle
+    along = (x @ basis.permute(1, 0, 2).reshape(d, P*m)).reshape(-1, P, m) - (centers[:, None] @ basis)[:, 0]
+    return along.square().sum(-1), x.square().sum(1)[:, None] + centers.square().sum(1) - 2*x@centers.T
+
+def decay(
+    along2: Tensor, # p², squared length along the piece, any shape
+    total2: Tensor, # ‖Δ‖², squared length in all, same shape
+    n_alpha: float = 4, # decay off the piece; published plateau 3 to 6 at n_beta = 0.5, the 4 is ours
+    n_beta: float = 0.5, # decay along the piece, below n_alpha (published plateau)
+) -> Tensor: # α·β in (0, 1], same shape
+    "The similarity that lengths amount to (METHOD A4). `ValueError` unless n_alpha > n_beta >= 0."
+    if not n_alpha > n_beta >= 0:
+        raise ValueError(f"need n_alpha > n_beta >= 0, got n_alpha={n_alpha}, n_beta={n_beta}: leaving a piece must cost more than moving along it. "
+                         "Published curves are level for n_beta=0.5 with n_alpha from 3 to 6.")
+    return (-n_alpha*torch.log1p(_root(total2 - along2)/2) - n_beta*torch.log1p(_root(along2))).exp()
+
+def directed_similarity(
+    x: Tensor, # (N, d) points
+    centers: Tensor, # (P, d) a point on each piece: batch points, or the locations of proxies
+    basis: Tensor, # (P, d, m) orthonormal columns of each piece, or zero columns
+    n_alpha: float = 4, # decay off the piece, as in `decay`
+    n_beta: float = 0.5, # decay along the piece, as in `decay`
+) -> Tensor: # (N, P) in (0, 1]: s'(x_i, center_j)
+    "Similarity of points to linear pieces. Differentiable in all three tensors. `ValueError` as `squared_lengths` and `decay`."
+    return decay(*squared_lengths(x, centers, basis), n_alpha, n_beta)
 
 # %% ../nbs/07_similarity.ipynb #dc618ca4
 def piecewise_linear_similarity(

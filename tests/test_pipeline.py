@@ -1,0 +1,302 @@
+"""The whole DVC pipeline at toy size, in a copy of the repository: what `dvc repro` makes, what it reruns, what a killed run leaves, what a user sees.
+
+The copy needs no network, no archives and no environment but the one that runs the tests. Whatever changes something works on its own copy of the finished toy."""
+import csv, json, os, pty, re, shutil, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import numpy as np, psutil, pytest, yaml
+
+ROOT = Path(__file__).parent.parent
+METHODS, SEEDS = ('pretrained', 'simclr', 'stml', 'plm'), (0, 1)
+METRICS = ('recall_at_1', 'recall_at_2', 'recall_at_4', 'recall_at_8', 'map_at_r', 'nmi')
+STAGES = ['download', *(f'pretrain@{s}' for s in SEEDS), *(f'train@{m}-{s}' for m in METHODS for s in SEEDS), 'evaluate', 'report']
+EPOCHS = 4 # so that a run can be killed well before its end
+
+
+class Toy:
+    "A copy of the repository, and the commands a user would type in it."
+    def __init__(self, root, home):
+        self.root, self.scratch = root, root/'scratch'
+        # a home of its own: nothing of the user's is read or changed; and no sign of pytest, at which kernels behave differently
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(('DVC_', 'JUPYTER', 'IPYTHON', 'XDG_', 'GIT_', 'PLM_', 'JPY_', 'MPL', 'PYTEST'))}
+        self.env = mine | dict(HOME=str(home), DVC_SITE_CACHE_DIR=str(home/'dvc'), DVC_NO_ANALYTICS='1', PYTHONPATH=str(root), OMP_NUM_THREADS='1', CI='1',
+                               PATH=os.pathsep.join([str(Path(sys.executable).parent), mine['PATH']]))
+
+    def start(self, *command, **kwargs):
+        return subprocess.Popen([str(c) for c in command], cwd=self.root, env=self.env, text=True, **{'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE} | kwargs)
+
+    def run(self, *command):
+        p = self.start(*command)
+        p.out, p.err = p.communicate(timeout=300)
+        return p
+
+    def ok(self, *command):
+        p = self.run(*command)
+        assert p.returncode == 0, f"{' '.join(map(str, command))}\n{p.out[-2000:]}\n{p.err[-4000:]}"
+        return p
+
+    def notebook(self, stage, out='own', **parameters):
+        "The command that runs a stage's notebook without DVC."
+        return ['papermill', f'nbs/pipeline/{stage}.ipynb', f'runs/notebooks/{out}.ipynb', '--cwd', '.', '--no-progress-bar', '--log-level', 'ERROR',
+                *(word for name, value in parameters.items() for word in ('-p', name, value))]
+
+    def edit_params(self, *path, value):
+        params = yaml.safe_load((self.root/'params.yaml').read_text())
+        *sections, last = path
+        section = params
+        for name in sections: section = section[name]
+        section[last] = value
+        self.write_params(params)
+
+    def write_params(self, params): (self.root/'params.yaml').write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def would_run(self): return re.findall(r"^Running stage '(.*)'", self.ok('dvc', 'repro', '--dry').out, re.M)
+
+    def bytes_of(self, *folders): return {str(f.relative_to(self.root)): f.read_bytes() for folder in folders for f in sorted((self.root/folder).rglob('*')) if f.is_file()}
+
+    def half_written(self): return [f for folder in ('runs', 'results', 'data') for f in (self.root/folder).rglob('*.part')]
+
+    def copy(self, to): return Toy(Path(shutil.copytree(self.root, to, symlinks=True)), Path(self.env['HOME']))
+
+
+def outputs(notebook):
+    "All that the cells of an executed notebook printed, and the names of the errors in it."
+    cells = [c for c in json.loads(notebook.read_text())['cells'] if c['cell_type'] == 'code']
+    found = [o for c in cells for o in c['outputs']]
+    return ''.join(''.join(o.get('text', '')) for o in found), [o['ename'] for o in found if o['output_type'] == 'error'], cells
+
+
+@pytest.fixture(scope='session')
+def toy(tmp_path_factory):
+    "The finished pipeline, committed to git, with what `dvc repro` wrote to its two streams as `toy.repro`."
+    root, home = tmp_path_factory.mktemp('pipeline')/'toy', tmp_path_factory.mktemp('home')
+    ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '[0-9]*.ipynb')
+    for folder in ('nbs', 'plm'): shutil.copytree(ROOT/folder, root/folder, ignore=ignore)
+    (root/'.dvc').mkdir()
+    for file in ('dvc.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore'): shutil.copy(ROOT/file, root/file)
+    params = yaml.safe_load((ROOT/'params.yaml').read_text())
+    params.update(dataset='glyphs', methods=list(METHODS), seeds=list(SEEDS), device='cpu')
+    glyphs = params['glyphs']
+    glyphs['sizes'] = dict(n_train=12, n_val=8, n_test=8, n_source=30, per_class=10)
+    glyphs['pretrain'] |= dict(epochs=2, batch_size=64)
+    glyphs['train'] |= dict(dim=32, epochs=EPOCHS, batch_size=20)
+    glyphs['stml'] |= dict(wide=64, k=5)
+    glyphs['plm'] |= dict(n_proxies=10, k=5)
+    toy = Toy(root, home)
+    toy.write_params(params)
+    toy.ok('git', 'init', '-q')
+    toy.repro = toy.ok('dvc', 'repro')
+    toy.ok('git', 'add', '-A')
+    toy.ok('git', '-c', 'user.name=toy', '-c', 'user.email=toy@toy', 'commit', '-qm', 'toy')
+    return toy
+
+
+# ---- what it makes
+
+def test_every_stage_ran_once(toy):
+    assert sorted(re.findall(r"^Running stage '(.*)'", toy.repro.out, re.M)) == sorted(STAGES)
+    assert not list(toy.scratch.iterdir()) and not toy.half_written()
+
+
+def test_results(toy):
+    rows = list(csv.DictReader(open(toy.root/'results/retrieval.csv')))
+    assert list(rows[0]) == ['dataset', 'method', 'seed', 'metric', 'value'] and {r['dataset'] for r in rows} == {'glyphs'}
+    value = {(r['method'], int(r['seed']), r['metric']): float(r['value']) for r in rows}
+    assert len(value) == len(rows) and set(value) == {(m, s, k) for m in METHODS for s in SEEDS for k in METRICS}
+    assert all(0 <= v <= 1 for v in value.values())
+    for m in METHODS:
+        for s in SEEDS: assert value[m, s, 'recall_at_1'] <= value[m, s, 'recall_at_2'] <= value[m, s, 'recall_at_4'] <= value[m, s, 'recall_at_8']
+        for k in METRICS: # the mean over seeds, as DVC sees it
+            mean = json.loads((toy.root/'results/metrics.json').read_text())[m][k]
+            mean = mean['mean'] if isinstance(mean, dict) else mean
+            assert mean == pytest.approx(np.mean([value[m, s, k] for s in SEEDS]), abs=1e-4)
+    for name, methods in (('val', METHODS[1:]), ('test', METHODS)):
+        curve = list(csv.DictReader(open(toy.root/f'results/{name}_recall.csv')))
+        assert list(curve[0])[1:] == list(methods) and len(curve) == {'val': EPOCHS + 1, 'test': 4}[name]
+        assert all(0 <= float(r[m]) <= 1 for r in curve for m in methods)
+
+
+def test_report_needs_nothing_around_it(toy):
+    page, table = ((toy.root/'results'/f).read_text() for f in ('report.html', 'table.txt'))
+    assert re.findall(r'''(?:src|href|url\()\s*=?\s*["'(]?(?!data:|#)[\w./:]+''', re.sub(r'<a [^>]*>', '', page)) == []
+    assert page.count('data:image/') >= 2 + len(METHODS)
+    for m in METHODS: assert re.search(rf'^\W*{m}\b', table, re.M) and re.search(rf'<t[dh][^>]*>\s*{m}\b', page)
+    for number in re.findall(r'\d+\.\d', table): assert number in page
+
+
+def test_executed_notebooks(toy):
+    expected = {f"{s.replace('@', '-')}.ipynb" for s in STAGES}
+    files = {f.name: f for f in (toy.root/'runs/notebooks').glob('*.ipynb')}
+    assert set(files) == expected
+    for file in files.values():
+        _, errors, cells = outputs(file)
+        assert errors == [] and all(c['execution_count'] for c in cells if ''.join(c['source']).strip())
+    for m in METHODS:
+        for s in SEEDS:
+            text, _, cells = outputs(files[f'train-{m}-{s}.ipynb'])
+            injected, = (''.join(c['source']) for c in cells if 'injected-parameters' in c['metadata'].get('tags', []))
+            assert f'method = "{m}"' in injected and f'seed = {s}' in injected and 'val R@1' in text
+
+
+def test_metrics_and_plots(toy, tmp_path):
+    shown = toy.ok('dvc', 'metrics', 'show', '--md').out
+    assert all(m in shown for m in METHODS)
+    page = toy.ok('dvc', 'plots', 'show', '-o', tmp_path/'plots').out.strip()
+    assert page.endswith('index.html') and 'R@1 on val while training' in (tmp_path/'plots/index.html').read_text()
+    own = toy.copy(tmp_path/'toy')
+    assert own.ok('dvc', 'metrics', 'diff').out == ''
+    file = own.root/'results/metrics.json'
+    file.write_text(re.sub(r'0\.\d+', '0.123', file.read_text(), count=1))
+    assert '0.123' in own.ok('dvc', 'metrics', 'diff').out
+
+
+# ---- what it reruns
+
+def test_nothing_changed_nothing_runs(toy):
+    assert 'Running stage' not in toy.ok('dvc', 'repro').out
+    assert toy.ok('git', 'status', '--short').out == ''
+
+
+def test_a_constant_reruns_what_depends_on_it(toy, tmp_path):
+    own = toy.copy(tmp_path/'toy')
+    own.edit_params('omniglot', 'plm', 'delta', value=1.5)
+    assert own.would_run() == []
+    own.edit_params('glyphs', 'plm', 'delta', value=1.5)
+    assert sorted(own.would_run()) == sorted([*(f'train@plm-{s}' for s in SEEDS), 'evaluate', 'report'])
+
+
+# ---- labels, and equal seeds
+
+def test_train_labels_are_no_dependency():
+    stages = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']
+    assert 'runs/data' in stages['download']['outs']
+    for name, stage in stages.items():
+        for dep in stage['deps']: assert 'train_labels' not in dep and Path(dep) not in (Path('runs'), Path('runs/data')), f'{name} depends on {dep}'
+
+
+def test_train_labels_cannot_leak(toy, tmp_path):
+    "Two runs with the labels shuffled, two with the file deleted. All must give the very bytes of the first time, which also shows that equal seeds give equal runs."
+    own, (labels, images) = toy.copy(tmp_path/'toy'), ('runs/data/train_labels.npy', 'runs/data/train_images.npy')
+    right = np.load(own.root/labels)
+    assert len(right) == len(np.load(own.root/images)) and len(set(right)) == 12
+    before = toy.bytes_of('runs/train', 'results')
+    np.save(own.root/labels, np.random.default_rng(0).permutation(right))
+    def again(method):
+        shutil.rmtree(own.root/f'runs/train/{method}-0')
+        own.ok(*own.notebook('train', f'own-{method}', method=method, seed=0))
+    with ThreadPoolExecutor(2) as pool: list(pool.map(again, ('plm', 'simclr')))
+    (own.root/labels).unlink()
+    again('stml')
+    (own.root/'results/retrieval.csv').unlink()
+    own.ok(*own.notebook('evaluate'))
+    after = own.bytes_of('runs/train', 'results')
+    assert after.keys() == before.keys()
+    assert [name for name in before if before[name] != after[name]] == []
+
+
+def test_the_test_of_equal_bytes_can_fail(toy):
+    for m in METHODS[1:]: assert (toy.root/f'runs/train/{m}-0/encoder.pt').read_bytes() != (toy.root/f'runs/train/{m}-1/encoder.pt').read_bytes()
+    for s in SEEDS: assert len({(toy.root/f'runs/train/{m}-{s}/encoder.pt').read_bytes() for m in METHODS}) == len(METHODS)
+
+
+# ---- a killed run
+
+def kill_tree(process):
+    "DVC, papermill and the kernel, which has a process group of its own."
+    tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for p in tree: p.kill()
+    psutil.wait_procs(tree, timeout=20)
+
+
+def in_terminal(toy, *command):
+    "What a terminal gets from a command."
+    master, slave = pty.openpty()
+    process = toy.start(*command, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    got = b''
+    try:
+        while piece := os.read(master, 4096): got += piece
+    except OSError: pass # how Linux says that the last writer has gone
+    os.close(master)
+    return process.wait(timeout=60), got.decode()
+
+
+def test_a_killed_run_goes_on(toy, tmp_path):
+    "Killed after an epoch, started again in a terminal: it resumes, says so, shows its progress, and ends with the bytes of the run that nobody disturbed."
+    own = toy.copy(tmp_path/'toy')
+    process = own.start('dvc', 'repro', '--force', '--single-item', 'train@plm-0', stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.time() + 100
+    while not (left := list(own.scratch.glob('plm-0-*.pt'))):
+        assert process.poll() is None and time.time() < end, 'no state was saved'
+        time.sleep(0.005)
+    kill_tree(process)
+    assert left[0].exists(), 'the run ended before it could be killed'
+    assert not (own.root/'runs/train/plm-0/encoder.pt').exists()
+    code, got = in_terminal(own, 'dvc', 'repro')
+    assert code == 0, got
+    assert re.findall(r"Running stage '(.*)'", got) == ['train@plm-0']
+    assert (said := re.search(r'plm, seed 0: resuming after epoch (\d)', outputs(own.root/'runs/notebooks/train-plm-0.ipynb')[0])) and 1 <= int(said[1]) < EPOCHS
+    assert re.search(r'plm seed 0: +\d+%', got) and '100%' in got
+    assert own.bytes_of('runs/train', 'results') == toy.bytes_of('runs/train', 'results')
+    assert not list(own.scratch.iterdir())
+
+
+# ---- what a user sees
+
+def test_progress_passes_through_a_pipe(toy):
+    for bar in (*(f'{m} seed {s}' for m in METHODS[1:] for s in SEEDS), *(f'pretrain seed {s}' for s in SEEDS), 'evaluate'):
+        assert re.search(rf'{bar}: +0%', toy.repro.err) and re.search(rf'{bar}: 100%', toy.repro.err), bar
+
+
+def test_the_terminal_shows_nothing_else(toy):
+    "Errors stream: nothing but progress bars."
+    noise = [line for line in re.split(r'[\r\n]+', toy.repro.err) if line.strip() and not re.match(r'[\w ]+: +\d+%\|', line)]
+    assert noise == []
+
+
+def damage_start(toy): (toy.root/'runs/pretrain/0/encoder.pt').write_bytes(b'x'*100)
+
+def no_archives(toy):
+    toy.edit_params('dataset', value='omniglot')
+    (toy.root/'empty').mkdir()
+    toy.env['PLM_MIRROR'] = str(toy.root/'empty')
+
+def misspell_constant(toy):
+    params = yaml.safe_load((toy.root/'params.yaml').read_text())
+    params['glyphs']['plm']['n_alhpa'] = params['glyphs']['plm'].pop('n_alpha')
+    toy.write_params(params)
+
+TRAIN = dict(stage='train', seed=0)
+MISTAKES = { # what is wrong -> how it comes about, the command, what the last lines must say
+    'data set': (lambda toy: toy.edit_params('dataset', value='glphys'), ['dvc', 'repro'], ["unknown data set 'glphys'", "Did you mean 'glyphs'?"]),
+    'method in params.yaml': (lambda toy: toy.edit_params('methods', value=['smtl']), ['dvc', 'repro', '--single-item', 'train@smtl-0'], ['glyphs.smtl', 'params.yaml']),
+    'method of the run': (lambda toy: None, dict(TRAIN, method='pml'), ["unknown method 'pml'", "Did you mean 'plm'?"]),
+    'constant': (misspell_constant, ['dvc', 'repro'], ['glyphs.plm.n_alhpa is not a parameter', "Did you mean 'n_alpha'?"]),
+    'no archives': (no_archives, ['dvc', 'repro', 'download'], ['images_background_small1.zip does not exist', 'PLM_MIRROR', 'dvc pull']),
+    'damaged start': (damage_start, dict(TRAIN, method='plm'), ['runs/pretrain/0/encoder.pt cannot be read', 'Delete it and run `dvc repro` again']),
+}
+
+@pytest.fixture(scope='session')
+def mistaken(toy, tmp_path_factory):
+    "Every mistake in a copy of its own, two at a time."
+    def make(name):
+        spoil, command, _ = MISTAKES[name]
+        own = toy.copy(tmp_path_factory.mktemp('mistake')/'toy')
+        spoil(own)
+        return own, own.run(*(own.notebook(**command) if isinstance(command, dict) else command))
+    with ThreadPoolExecutor(2) as pool: return dict(zip(MISTAKES, pool.map(make, MISTAKES)))
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_a_mistake_is_named_with_its_cure(mistaken, name):
+    own, process = mistaken[name]
+    last = '\n'.join([line for line in process.err.splitlines() if line.strip()][-3:])
+    assert process.returncode != 0
+    for text in MISTAKES[name][2]: assert text in last, last
+    assert not own.half_written()
+
+
+def test_dvc_heals_a_damaged_start(mistaken, toy):
+    own, _ = mistaken['damaged start']
+    assert 'Running stage' not in own.ok('dvc', 'repro').out # from its cache
+    assert own.bytes_of('runs/pretrain', 'runs/train', 'results') == toy.bytes_of('runs/pretrain', 'runs/train', 'results')
