@@ -26,7 +26,8 @@ repro: env ## dvc repro: every table and figure, from the data to results/report
 
 test: env ## everything that must hold: exported modules, notebooks, tests, the pipeline at toy size
 	rm -rf .venv/before && cp -r plm .venv/before && nbdev_export
-	@diff -r -x __pycache__ .venv/before plm || (echo "plm/ was not what the notebooks export; it is now. Commit it, or move your edit into its notebook."; exit 1)
+	@diff -r -x __pycache__ .venv/before plm || { rm -rf plm; cp -r .venv/before plm; \
+	  echo "plm/ is not what the notebooks export (< is plm/, > is the export). Run make nbs to export, or move your edit into its notebook."; exit 1; }
 	OMP_NUM_THREADS=1 MPLBACKEND=agg nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 python -m pytest
 

@@ -46,16 +46,16 @@ def neighborhood_loss(
     kept = (along2/total2.clamp_min(1e-10)).gather(0, near) # a point on the proxy has no direction to turn to: it counts as missed
     return (w*(1 - kept)).sum(0).div(w.sum(0).clamp_min(1e-10)).mean()
 
-# %% ../nbs/09_losses.ipynb #4edbe119
+# %% ../nbs/09_losses.ipynb #4e72e5ea
 class PLMLoss(nn.Module):
     "PLM on a batch: pieces and similarities from the momentum embeddings, regression of distances for the trained ones (Bhatnagar and Ahuja, CPAL 2024)."
     def __init__(self,
         proxies: Proxies | None = None, # the proxies, to be given to the optimiser too; None: point loss alone
         m: int = 3, # dimension of a linear piece, below the batch size (ours)
         T: float | None = 0.9, # reconstruction quality that every member of a piece must keep; None: no subset selection (ours)
-        n_alpha: float = 4, # N_α, decay of similarity across a piece, above n_beta (published: 3 to 6 is a plateau)
+        n_alpha: float = 3, # N_α, decay of similarity across a piece, above n_beta (published: 3 to 6 is a plateau; the 3 is ours, chosen on val)
         n_beta: float = 0.5, # N_β, decay along it (published)
-        delta: float = 2, # δ, distance asked of a pair of similarity 0 (ours; see above)
+        delta: float = 1.4, # δ, distance asked of a pair of similarity 0 (ours, chosen on val; see above)
     ):
         super().__init__()
         if not delta > 0: raise ValueError(f"delta must be above 0, got {delta}. Unit vectors are at most 2 apart.")

@@ -96,11 +96,11 @@ class Params:
     train: TrainParams # what the unsupervised methods share
     method: dict # name of a method -> its constants
 
-# %% ../nbs/12_params.ipynb #895f3542
+# %% ../nbs/12_params.ipynb #98f5fa94
 _LIMITS = { # a parameter means the same wherever it stands, so it has one range
     **dict.fromkeys(('lr', 'temperature', 'sigma', 'delta'), (lambda v: 0 < v < math.inf, 'a number above 0')),
-    **dict.fromkeys(('epochs', 'dim', 'm', 'wide', 'n_train', 'n_val', 'n_test'), (lambda v: v >= 1, 'at least 1')),
-    **dict.fromkeys(('batch_size', 'k', 'per_class'), (lambda v: v >= 2, 'at least 2')),
+    **dict.fromkeys(('epochs', 'dim', 'm', 'wide', 'n_train'), (lambda v: v >= 1, 'at least 1')),
+    **dict.fromkeys(('batch_size', 'k', 'per_class', 'n_val', 'n_test'), (lambda v: v >= 2, 'at least 2')),
     **dict.fromkeys(('augment', 'n_beta', 'n_proxies', 'n_alpha'), (lambda v: 0 <= v < math.inf, 'a number not below 0')),
     'n_source': (lambda v: v is None or v >= 1, 'at least 1, or null for all that are left'),
     'gamma': (lambda v: 0 <= v <= 1, 'from 0 to 1'),

@@ -12,9 +12,9 @@ from .core import check_embeddings, generator_at
 # %% auto #0
 __all__ = ['Proxies']
 
-# %% ../nbs/08_proxies.ipynb #f5281aca
+# %% ../nbs/08_proxies.ipynb #3e64e531
 class Proxies(nn.Module):
-    "`n` learnable unit vectors, each with an orthonormal basis of its neighbourhood (PLM, section 3)."
+    "`n` learnable locations, each with an orthonormal basis of its neighbourhood (PLM, section 3; that locations are held to the unit sphere, like the embeddings, is ours)."
     def __init__(self,
         n: int = 100, # N_ρ, number of proxies (published: a plateau from 100 to 500)
         dim: int = 128, # d, length of the embedding
@@ -33,9 +33,10 @@ class Proxies(nn.Module):
         z: Tensor, # (N, d) embeddings of the training set, N at least 1
         g: torch.Generator, # chooses among them
     ):
-        "Begin on the data: put each proxy on a random embedding (ours; random unit vectors would be orthogonal to all the data)."
+        "Begin on the data: put each proxy on a random embedding, no two on the same while there are enough (ours; random unit vectors would be orthogonal to all the data)."
         check_embeddings(z)
-        self.location.copy_(z[torch.randint(len(z), (len(self.location),), generator=g).to(z.device)])
+        order = torch.randperm(len(z), generator=g).repeat(-(-len(self.location)//len(z)))
+        self.location.copy_(z[order[:len(self.location)].to(z.device)])
 
     def forward(self) -> tuple[Tensor, Tensor]: # locations (n, d), unit vectors; bases (n, d, m) with orthonormal columns
         "Where the proxies are, and which way their neighbourhoods lie."

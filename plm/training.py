@@ -55,10 +55,9 @@ def pretrain(
         log.append(dict(epoch=epoch + 1, loss=total/steps))
     return log
 
-# %% ../nbs/13_training.ipynb #66d2dfcb
+# %% ../nbs/13_training.ipynb #6239def2
 class SimCLR(nn.Module):
-    "Two views, one positive pair per image, everything else in the batch negative."
-    views = 2
+    "Two views, one positive pair per image, everything else in the batch negative; no projection head."
     def __init__(self,
         encoder: Encoder, # trained in place
         p: SimCLRParams, # its constants
@@ -68,9 +67,10 @@ class SimCLR(nn.Module):
         self.encoder, self.loss = encoder, SimCLRLoss(p.temperature)
     def batches(self, n: int, batch_size: int, seed: int): return RandomBatches(n, batch_size//2, seed, n//batch_size)
     def forward(self, images: Tensor, index: Tensor, augment, g) -> dict[str, Tensor]:
-        return self.loss(*self.encoder(torch.cat([augment(images, g), augment(images, g)])).chunk(2)) # one pass: batch statistics of both views
+        return self.loss(*self.encoder(torch.cat([augment(images, g), augment(images, g)])).chunk(2))
     def after_step(self): pass
 
+# %% ../nbs/13_training.ipynb #03eba5e4
 class _TwoHeads(nn.Module):
     "STML's network: the d-dimensional head that is kept, and a wide one that teaches it."
     def __init__(self, encoder: Encoder, wide: int, seed: int):
@@ -85,7 +85,6 @@ class _TwoHeads(nn.Module):
 
 class STML(nn.Module):
     "Self-taught metric learning: the teacher's contextual similarity of two views of neighbouring images (Kim et al., CVPR 2022)."
-    views = 2
     def __init__(self,
         encoder: Encoder, # trained in place
         p: STMLParams, # its constants
@@ -103,9 +102,9 @@ class STML(nn.Module):
         return self.loss(*self.student(x), self.teacher(x)[1], index.repeat(2))
     def after_step(self): self.teacher.update(self.student)
 
+# %% ../nbs/13_training.ipynb #3ea5540e
 class PLM(nn.Module):
     "Piecewise-linear manifolds (Bhatnagar and Ahuja, CPAL 2024): one view to the trained encoder, the plain image to the momentum encoder."
-    views = 1
     def __init__(self,
         encoder: Encoder, # trained in place
         p: PLMParams, # its constants
@@ -128,7 +127,7 @@ class PLM(nn.Module):
 
 _CLASSES = {'simclr': SimCLR, 'stml': STML, 'plm': PLM}
 
-# %% ../nbs/13_training.ipynb #915954bf
+# %% ../nbs/13_training.ipynb #d80e7592
 def fingerprint(
     *parts, # tensors, dataclasses, strings, numbers, dicts: everything that decides a result
 ) -> str: # 16 hexadecimal digits
@@ -156,6 +155,7 @@ def load_state(
     try: return torch.load(path, map_location=device, weights_only=True)
     except Exception as e: raise ValueError(f"{path} cannot be read as a saved state ({type(e).__name__}). Delete it and run `dvc repro` again.") from e
 
+# %% ../nbs/13_training.ipynb #6a06e330
 def _epoch(method, images, batches, augment, opt, schedule, seed, epoch, bar) -> dict[str, float]:
     "One epoch; the mean of each term of the loss."
     g, totals = generator_at(seed, 'augment', epoch), {}
@@ -190,7 +190,9 @@ def train(
     state_file = Path(scratch)/f"{name}-{seed}-{fingerprint(name, shared, constants, seed, images, *encoder.state_dict().values(), *val)}.pt"
     method = _CLASSES[name](encoder, constants, seed)
     batches, augment = method.batches(len(images), shared.batch_size, seed), Augment()
-    opt = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=constants.lr)
+    free = {p for part in method.modules() if isinstance(part, Proxies) for p in part.parameters()}
+    decayed = [p for p in method.parameters() if p.requires_grad and p not in free]
+    opt = torch.optim.AdamW([{'params': decayed}, {'params': [p for p in method.parameters() if p in free], 'weight_decay': 0.}], lr=constants.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, len(batches)*shared.epochs)
     if state_file.exists():
         state = load_state(state_file, images.device)
@@ -211,6 +213,7 @@ def train(
     state_file.unlink(missing_ok=True)
     return log
 
+# %% ../nbs/13_training.ipynb #362c2d1f
 def write_log(
     log: list[dict], # rows of `train` or `pretrain`
     path: str | Path, # the `.csv`

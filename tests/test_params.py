@@ -1,10 +1,12 @@
 "Every mistake in params.yaml is met with a message that names the entry and the cure."
+import inspect
 import copy
 from dataclasses import fields
 from pathlib import Path
 import pytest, yaml
 from hypothesis import given, settings, strategies as st
 from plm.data import DATASETS
+from plm.losses import PLMLoss
 from plm.params import METHODS, SIZES, Params, PLMParams, load_params, project_root
 
 OURS = Path(__file__).parent.parent/'params.yaml'
@@ -140,3 +142,9 @@ def test_parameters_cannot_be_changed_by_accident():
     for thing in (p, p.train, p.pretrain, *p.method.values()):
         for field in fields(thing):
             with pytest.raises(AttributeError): setattr(thing, field.name, 0)
+
+
+def test_the_defaults_of_the_loss_are_the_values_of_the_run():
+    defaults = {name: p.default for name, p in inspect.signature(PLMLoss).parameters.items()}
+    for dataset in DATASETS:
+        for name in ('m', 'T', 'n_alpha', 'n_beta', 'delta'): assert defaults[name] == RAW[dataset]['plm'][name], (dataset, name)
