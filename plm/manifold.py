@@ -60,7 +60,7 @@ class _Gram:
         w.scatter_add_(2, j[:, None].expand_as(scaled), scaled)
         return w.scatter_add_(2, i[:, None, None].expand(-1, scaled.shape[1], 1), -scaled.sum(-1, keepdim=True))
 
-# %% ../nbs/06_manifold.ipynb #bfc5797f
+# %% ../nbs/06_manifold.ipynb #b472cdbd
 WIDTH = 5 # ours: directions kept beyond m; changes the speed, not the answer
 CHUNK = 16 # ours: most candidates of one point tested side by side; changes the speed, not the answer
 EDGE = 1e-7 # ours: angles (radians) nearer to the limit than this are fitted in full, so that rounding decides nothing
@@ -68,7 +68,7 @@ EDGE = 1e-7 # ours: angles (radians) nearer to the limit than this are fitted in
 class _Growth:
     "The members of every piece of a batch, grown together. All (B, k) tensors are in neighbour order."
     def __init__(self, gram, m, T):
-        self.gram, self.m, self.T = gram, m, T - SLACK
+        self.gram, self.m, self.T = gram, m, max(T - SLACK, 0.)
         self.limit = math.acos(math.sqrt(self.T))
         B, k = gram.order.shape
         i = torch.arange(B, device=gram.g.device)
