@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro test nbs lock clean
+.PHONY: help env repro ablations test nbs lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
@@ -22,6 +22,11 @@ env: .venv/.done ## the environment of requirements.lock, in .venv
 repro: env ## dvc repro: every table and figure, from the data to results/report.html
 	dvc repro
 	@cat results/table.txt
+	@echo "The report: $(CURDIR)/results/report.html"
+
+ablations: env ## the ablations (about an hour), then the report with them; a killed one goes on with what is missing
+	dvc repro ablations/dvc.yaml
+	dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
 test: env ## everything that must hold: exported modules, notebooks, tests, the pipeline at toy size

@@ -14,7 +14,8 @@ from torch import Tensor
 from .core import check_embeddings
 
 # %% auto #0
-__all__ = ['ranking', 'check_labels', 'recall_at_k', 'map_at_r', 'nmi', 'retrieval_metrics', 'summary']
+__all__ = ['ranking', 'check_labels', 'recall_at_k', 'map_at_r', 'nmi', 'retrieval_metrics', 'label_purity', 'correlation',
+           'summary']
 
 # %% ../nbs/11_evaluation.ipynb #f42a370c
 def ranking(
@@ -116,6 +117,54 @@ def retrieval_metrics(
     neighbours = ranking(z, max(*ks, others.max().item()))
     return {**{f'recall_at_{k}': recall_at_k(neighbours, labels, k) for k in ks},
             'map_at_r': map_at_r(neighbours, labels), 'nmi': nmi(z, labels, seed)}
+
+# %% ../nbs/11_evaluation.ipynb #7edd88f7
+def _per_batch(matrix, labels, what):
+    "An (N, N) matrix with its N labels, batch by batch, checked."
+    if isinstance(matrix, Tensor) and matrix.ndim == 2: matrix, labels = [matrix], [labels]
+    if len(matrix) != len(labels): raise ValueError(f"got {len(matrix)} batches of {what} but {len(labels)} of labels: give both for each batch.")
+    for x, y in zip(matrix, labels):
+        y = torch.as_tensor(y, device=x.device)
+        if y.ndim != 1 or x.shape != (len(y), len(y)):
+            raise ValueError(f"{what} of shape {tuple(x.shape)} do not go with labels of shape {tuple(y.shape)}: a batch is an (N, N) matrix and N labels.")
+        yield x, y
+
+def label_purity(
+    groups: Tensor | list[Tensor], # (N, N) bool, `groups[i, j]`: is j counted inside the piece or cluster of i (the diagonal is passed over); or a list, one per batch
+    labels: Tensor | list[Tensor], # (N,) class of each point; or a list
+) -> float: # 0 to 1
+    """Mean, over the points of all batches with at least one other inside, of the share of those others that carry the point's label.
+    `ValueError` if no point has another inside, or for shapes that do not fit."""
+    shares = []
+    for inside, y in _per_batch(groups, labels, 'groups'):
+        if inside.dtype != torch.bool: raise ValueError(f"groups must be bool (inside or not), got {inside.dtype}. Of a graded similarity say where a group ends, as in s > 0.5.")
+        others = inside.clone().fill_diagonal_(False)
+        size, right = others.sum(1).double(), (others & (y[:, None] == y)).sum(1).double()
+        shares.append((right/size)[size > 0].cpu()) # alone: 0/0, left out
+    shares = torch.cat(shares or [torch.empty(0)])
+    if not len(shares): raise ValueError("no point has another one in its group, so there is nothing to be pure. Use larger groups or fewer clusters.")
+    return shares.mean().item()
+
+# %% ../nbs/11_evaluation.ipynb #100ef168
+def correlation(
+    s: Tensor | list[Tensor], # (N, N) symmetric similarity, graded or 0/1 (the diagonal is passed over); or a list, one per batch
+    labels: Tensor | list[Tensor], # (N,) class of each point; or a list
+) -> float: # -1 to 1; nan if s is the same for all pairs
+    """Pearson correlation, over the pairs i < j within each batch, all batches pooled, between similarity and "same class" (1 or 0).
+    `ValueError` if all pairs are of one kind, if `s` is not symmetric or not finite, or for shapes that do not fit."""
+    values, same = [], []
+    for x, y in _per_batch(s, labels, 'similarities'):
+        x = check_embeddings(x, 'similarities').double()
+        if len(x) and (x - x.T).abs().max() > 1e-4*x.abs().max():
+            raise ValueError("similarities must be symmetric, because a pair has one class relation and not two. Pass (s + s.T)/2.")
+        i, j = torch.triu_indices(*x.shape, offset=1, device=x.device)
+        values.append(x[i, j].cpu()), same.append((y[i] == y[j]).cpu())
+    x, y = torch.cat(values or [torch.empty(0)]), torch.cat(same or [torch.empty(0)]).double()
+    if y.sum() in (0, len(y)):
+        raise ValueError(f"of {len(y)} pairs {int(y.sum())} are of the same class: correlation needs pairs of both kinds. Pool more batches, or draw batches of neighbours.")
+    if x.max() == x.min(): return float('nan')
+    x, y = x - x.mean(), y - y.mean()
+    return (x/x.norm() @ y/y.norm()).item()
 
 # %% ../nbs/11_evaluation.ipynb #f591d83e
 def summary(

@@ -16,7 +16,7 @@ from .encoder import BACKBONES
 __all__ = ['METHODS', 'SIZES', 'PretrainParams', 'TrainParams', 'PretrainedParams', 'SimCLRParams', 'STMLParams', 'PLMParams',
            'GlyphsSizes', 'OmniglotSizes', 'Params', 'load_params', 'project_root']
 
-# %% ../nbs/12_params.ipynb #89932a78
+# %% ../nbs/12_params.ipynb #570eac2c
 @dataclass(frozen=True)
 class PretrainParams:
     "Supervised pre-training on the source (all ours; the paper starts from ImageNet weights)."
@@ -53,6 +53,7 @@ class STMLParams:
     k: int # images per group and in the context (published: 5)
     gamma: float # momentum of the teacher (published: 0.999)
     wide: int # length of the wide head (published: 1024)
+    view: str # what the teacher sees: augmented (published) or plain images
 
 @dataclass(frozen=True)
 class PLMParams:
@@ -66,6 +67,10 @@ class PLMParams:
     delta: float # δ, distance asked of a pair of similarity 0 (ours)
     n_proxies: int # N_ρ; 0: no proxies (published plateau: 100 to 500)
     gamma: float # γ, momentum of the estimating encoder (ours)
+    visit: int | None # how many nearest others of the batch a piece may visit; null: all (ours)
+    similarity: str # piecewise (published), or binary: in the piece or not (published as an ablation)
+    terms: list # of the loss: point, proxy, neighborhood (published: all three)
+    view: str # what the momentum encoder sees: plain or augmented images (ours; the paper is silent)
 
 METHODS = {'pretrained': PretrainedParams, 'simclr': SimCLRParams, 'stml': STMLParams, 'plm': PLMParams}
 
@@ -96,7 +101,7 @@ class Params:
     train: TrainParams # what the unsupervised methods share
     method: dict # name of a method -> its constants
 
-# %% ../nbs/12_params.ipynb #98f5fa94
+# %% ../nbs/12_params.ipynb #3686d9c5
 _LIMITS = { # a parameter means the same wherever it stands, so it has one range
     **dict.fromkeys(('lr', 'temperature', 'sigma', 'delta'), (lambda v: 0 < v < math.inf, 'a number above 0')),
     **dict.fromkeys(('epochs', 'dim', 'm', 'wide', 'n_train'), (lambda v: v >= 1, 'at least 1')),
@@ -105,6 +110,10 @@ _LIMITS = { # a parameter means the same wherever it stands, so it has one range
     'n_source': (lambda v: v is None or v >= 1, 'at least 1, or null for all that are left'),
     'gamma': (lambda v: 0 <= v <= 1, 'from 0 to 1'),
     'T': (lambda v: v is None or 0 < v <= 1, 'above 0 and at most 1, or null for no subset selection'),
+    'visit': (lambda v: v is None or v >= 1, 'at least 1, or null for the whole batch'),
+    'similarity': (lambda v: v in ('piecewise', 'binary'), 'piecewise or binary'),
+    'view': (lambda v: v in ('plain', 'augmented'), 'plain or augmented'),
+    'terms': (lambda v: v and len(set(map(str, v))) == len(v) and set(map(str, v)) <= {'point', 'proxy', 'neighborhood'}, 'a list of some of point, proxy, neighborhood'),
     'backbone': (lambda v: v in BACKBONES, f"one of {', '.join(BACKBONES)}"),
 }
 
@@ -129,6 +138,7 @@ def _read(cls, values, where):
 
 def load_params(
     path: str | Path = 'params.yaml', # the file
+    change: dict | None = None, # entries to read otherwise than the file has them: {'dataset': 'omniglot', 'glyphs.plm.delta': 2}, as in `dvc exp run -S`
 ) -> Params:
     "Read and check `params.yaml`. `FileNotFoundError` or `ValueError` name the entry that is wrong, and the cure."
     path = Path(path)
@@ -137,6 +147,11 @@ def load_params(
     except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f"{path} is not valid YAML: {e}") from None
     top = ('dataset', 'methods', 'seeds', 'device', *DATASETS)
     if not isinstance(raw, dict): raise ValueError(f"{path} must be a mapping with the entries {', '.join(top)}.")
+    for entry, value in (change or {}).items():
+        *sections, last = entry.split('.')
+        section = raw
+        for name in sections: section = section[one_of(name, section, 'section')]
+        section[last] = value
     for name in raw: one_of(name, top, f'entry of {path.name}')
     for name in top:
         if name not in raw: raise ValueError(f"{path.name} has no entry {name!r}.")
@@ -164,7 +179,12 @@ def _section(values, name):
         images = train.batch_size//views
         if k >= images or images % k:
             raise ValueError(f"{name}.{entry}.k = {k} must be below, and divide, the {images} images of a batch ({name}.train.batch_size = {train.batch_size}).")
-    if p.n_alpha <= p.n_beta: raise ValueError(f"{name}.plm.n_alpha = {p.n_alpha} must be above n_beta = {p.n_beta}: similarity decays faster across a piece than along it.")
+    if p.n_alpha < p.n_beta: raise ValueError(f"{name}.plm.n_alpha = {p.n_alpha} must not be below n_beta = {p.n_beta}: similarity decays faster across a piece than along it.")
+    if p.visit is not None and not p.m <= p.visit < train.batch_size:
+        raise ValueError(f"{name}.plm.visit = {p.visit} must be at least m = {p.m} and below {name}.train.batch_size = {train.batch_size}, or null for the whole batch.")
+    if p.similarity == 'binary' and p.T is None: raise ValueError(f"{name}.plm.similarity = binary asks who is in a piece; with T = null everybody is. Set T.")
+    if not p.n_proxies and 'point' not in p.terms: raise ValueError(f"{name}.plm.terms = {p.terms} leaves nothing to train with n_proxies = 0. Add point, or proxies.")
+    if 'point' not in p.terms and 'proxy' not in p.terms: raise ValueError(f"{name}.plm.terms = {p.terms} would train the proxies only, never the encoder. Add point or proxy.")
     if p.m > train.dim: raise ValueError(f"{name}.plm.m = {p.m} must be at most {name}.train.dim = {train.dim}.")
     if p.m >= train.batch_size: raise ValueError(f"{name}.plm.m = {p.m} must be below {name}.train.batch_size = {train.batch_size}: a piece of m dimensions needs m neighbours.")
     return dict(sizes=read['sizes'], pretrain=read['pretrain'], train=train, method={m: read[m] for m in METHODS})

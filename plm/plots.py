@@ -14,7 +14,7 @@ from torch import Tensor
 from .evaluation import summary
 
 # %% auto #0
-__all__ = ['plot_batch', 'plot_curves', 'plot_gallery', 'plot_recall']
+__all__ = ['plot_batch', 'plot_curves', 'plot_inside', 'plot_gallery', 'plot_recall']
 
 # %% ../nbs/14_plots.ipynb #376aac2f
 def _drawable(
@@ -54,9 +54,29 @@ def plot_batch(
     plt.close(fig)
     return fig
 
-# %% ../nbs/14_plots.ipynb #9b97984b
+# %% ../nbs/14_plots.ipynb #b452f1cb
 _styles = [dict(color=f'C{i}', ls=ls, marker=m, ms=3.5) for i, (ls, m) in enumerate(zip(['-', '--', '-.', ':']*2, 'os^Dvx*P'))]
 _axis_names = {'images_seen': 'images through the trained encoder', 'epoch': 'epoch'}
+
+def _curves(ax, log, y, x, scale):
+    "Draw the mean over seeds of column `y`, with a band of one deviation, for each method that has it."
+    values, seeds = defaultdict(lambda: defaultdict(list)), defaultdict(set)
+    for row in log:
+        if row.get(y) in (None, ''): continue
+        values[row['method']][float(row[x])].append(scale*float(row[y]))
+        seeds[row['method']].add(str(row['seed']))
+    if not values: raise ValueError(f"no row of the log has a value of {y!r}: look at the names of its columns.")
+    for i, (method, points) in enumerate(values.items()):
+        at = sorted(points)
+        middle = np.array([mean(points[a]) for a in at])
+        spread = np.array([stdev(points[a]) if len(points[a]) > 1 else 0 for a in at])
+        n = len(seeds[method])
+        style = _styles[i % len(_styles)]
+        ax.plot(at, middle, label=f"{method} ({n} seed{'s'*(n > 1)})", **style)
+        ax.fill_between(at, middle-spread, middle+spread, color=style['color'], alpha=0.2, lw=0)
+    ax.set_xlabel(_axis_names.get(x, x))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
 
 def plot_curves(
     log, # rows (dicts or csv.DictReader rows) with method, seed, the column of `x` and that of `y`
@@ -67,24 +87,32 @@ def plot_curves(
     scale: float = 1, # values are multiplied by it; 100 turns a share into %
 ) -> Figure:
     "Mean over seeds per method, with a band of ± one standard deviation (n-1). `ValueError` if no row has a `y`."
-    values, seeds = defaultdict(lambda: defaultdict(list)), defaultdict(set)
-    for row in log:
-        if row.get(y) in (None, ''): continue
-        values[row['method']][float(row[x])].append(scale*float(row[y]))
-        seeds[row['method']].add(str(row['seed']))
-    if not values: raise ValueError(f"no row of the log has a value of {y!r}: look at the names of its columns.")
     fig, ax = plt.subplots(figsize=(6, 3.4), dpi=80, layout='constrained')
-    for i, (method, points) in enumerate(values.items()):
-        at = sorted(points)
-        middle = np.array([mean(points[a]) for a in at])
-        spread = np.array([stdev(points[a]) if len(points[a]) > 1 else 0 for a in at])
-        n = len(seeds[method])
-        style = _styles[i % len(_styles)]
-        ax.plot(at, middle, label=f"{method} ({n} seed{'s'*(n > 1)})", **style)
-        ax.fill_between(at, middle-spread, middle+spread, color=style['color'], alpha=0.2, lw=0)
-    ax.set(title=title or y, xlabel=_axis_names.get(x, x), ylabel=ylabel or y)
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+    _curves(ax, log, y, x, scale)
+    ax.set(title=title or y, ylabel=ylabel or y)
+    plt.close(fig)
+    return fig
+
+# %% ../nbs/14_plots.ipynb #f08f484e
+_inside = {'piece_size': ('Size of the pieces', 'other points in a piece', 1), 'piece_purity': ('Purity of the pieces', 'members of the same class (%)', 100),
+           'piece_quality': ('Quality of the pieces', 'squared distance kept (%)', 100), 'proxy_moved': ('How far proxies have moved', 'distance from the start (0 to 2)', 1),
+           'proxy_used': ('Proxies in use', 'nearest to some image (%)', 100), 'proxy_distance': ('What proxies cover', 'image to nearest proxy (0 to 2)', 1)}
+
+def plot_inside(
+    log, # rows (dicts or csv.DictReader rows) of `plm.training.train`, with method and seed
+    title: str = '', # over all panels
+) -> Figure:
+    "Pieces and proxies along training, as far as the log has them: mean over seeds, ± one standard deviation. `ValueError` if it has none."
+    log = list(log)
+    there = {y: what for y, what in _inside.items() if any(row.get(y) not in (None, '') for row in log)}
+    if not there: raise ValueError(f"no row of the log has a value of {', '.join(_inside)}: only PLM's logs have them.")
+    lines = -(-len(there)//3)
+    fig, axes = plt.subplots(lines, 3, figsize=(10, 2.7*lines + 0.3), dpi=80, squeeze=False, layout='constrained')
+    for ax in axes.flat[len(there):]: ax.axis('off')
+    for ax, (y, (name, label, scale)) in zip(axes.flat, there.items()):
+        _curves(ax, log, y, 'images_seen', scale)
+        ax.set(title=name, ylabel=label)
+    fig.suptitle(title)
     plt.close(fig)
     return fig
 

@@ -10,7 +10,7 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['squared_lengths', 'decay', 'directed_similarity', 'piecewise_linear_similarity']
 
-# %% ../nbs/07_similarity.ipynb #00243bc3
+# %% ../nbs/07_similarity.ipynb #cc278d29
 def _root(
     x2: Tensor, # squared lengths; rounding may have made them slightly negative
 ) -> Tensor: # their roots, with gradient 0 instead of infinity at 0
@@ -38,9 +38,9 @@ def decay(
     n_alpha: float = 4, # decay off the piece; published plateau 3 to 6 at n_beta = 0.5, the 4 is ours
     n_beta: float = 0.5, # decay along the piece, below n_alpha (published plateau)
 ) -> Tensor: # α·β in (0, 1], same shape
-    "The similarity that lengths amount to (METHOD A4). `ValueError` unless n_alpha > n_beta >= 0."
-    if not n_alpha > n_beta >= 0:
-        raise ValueError(f"need n_alpha > n_beta >= 0, got n_alpha={n_alpha}, n_beta={n_beta}: leaving a piece must cost more than moving along it. "
+    "The similarity that lengths amount to (METHOD A4). `ValueError` unless n_alpha >= n_beta >= 0 (equal ones are for ablations: then a piece has hardly a direction)."
+    if not n_alpha >= n_beta >= 0:
+        raise ValueError(f"need n_alpha >= n_beta >= 0, got n_alpha={n_alpha}, n_beta={n_beta}: leaving a piece must cost more than moving along it. "
                          "Published curves are level for n_beta=0.5 with n_alpha from 3 to 6.")
     return (-n_alpha*torch.log1p(_root(total2 - along2)/2) - n_beta*torch.log1p(_root(along2))).exp()
 

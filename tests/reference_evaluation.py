@@ -43,3 +43,27 @@ def nmi(a, b):
     ha = entropy([np.mean(a == i) for i in set(a.tolist())])
     hb = entropy([np.mean(b == j) for j in set(b.tolist())])
     return (ha + hb - entropy(joint))/((ha + hb)/2)
+
+
+def label_purity(batches):
+    "`batches`: pairs of (groups as lists of lists, labels). Over all points with somebody else inside, the mean share of their own label."
+    shares = []
+    for groups, labels in batches:
+        for i in range(len(labels)):
+            others = [j for j in range(len(labels)) if j != i and groups[i][j]]
+            if others: shares.append(sum(labels[j] == labels[i] for j in others)/len(others))
+    return sum(shares)/len(shares)
+
+
+def pairs(batches):
+    "`batches`: pairs of (similarity, labels). The similarity, and 1 for same class or 0, of every pair i < j within a batch."
+    found = [(s[i][j], float(labels[i] == labels[j])) for s, labels in batches for i in range(len(labels)) for j in range(i+1, len(labels))]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def correlation(batches):
+    "Pearson's coefficient by its definition."
+    x, y = pairs(batches)
+    mx, my = sum(x)/len(x), sum(y)/len(y)
+    covariance = sum((a - mx)*(b - my) for a, b in zip(x, y))
+    return covariance/np.sqrt(sum((a - mx)**2 for a in x)*sum((b - my)**2 for b in y))

@@ -41,6 +41,26 @@ def neighborhood_term(t, rho, basis, s, n_near=5):
     return total/len(rho)
 
 
+def binary(x, centers, basis, T):
+    "(N, P): 1 where the piece keeps at least T of the squared distance of the point."
+    s = torch.zeros(len(x), len(centers), dtype=torch.float64)
+    for i in range(len(x)):
+        for j in range(len(centers)):
+            delta = x[i].double() - centers[j].double()
+            along = basis[j].double().T @ delta
+            s[i, j] = float(along @ along >= T*(delta @ delta))
+    return s
+
+
+def binary_plm_loss(z, t, rho, basis, m, T, n_alpha, n_beta, delta):
+    "All terms with the binary similarity of the paper's ablation."
+    z, t = z.double(), t.double()
+    pieces, members = reference_manifold.manifold(t, m, T)
+    s = (binary(t, rho, basis, T) + binary(rho, t, pieces, T).T)/2
+    return {'point': point_term(z, (members.double() + members.T)/2, delta), 'proxy': proxy_term(z, rho, s, delta),
+            'neighborhood': plm_loss(z, t, rho, basis, m, T, n_alpha, n_beta, delta)['neighborhood']}
+
+
 def plm_loss(z, t, rho, basis, m, T, n_alpha, n_beta, delta):
     "All terms; `rho` None: no proxies."
     z, t = z.double(), t.double()

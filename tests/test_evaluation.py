@@ -1,11 +1,13 @@
 "plm.evaluation against plain loops (reference_evaluation.py) and against pytorch-metric-learning."
+import math
 import faiss, numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import FaissKMeans
+from scipy.stats import pearsonr
 from sklearn.metrics import normalized_mutual_info_score
 import reference_evaluation as reference
-from plm.evaluation import map_at_r, nmi, ranking, recall_at_k, retrieval_metrics, summary
+from plm.evaluation import correlation, label_purity, map_at_r, nmi, ranking, recall_at_k, retrieval_metrics, summary
 
 KEYS = ['recall_at_1', 'recall_at_2', 'recall_at_4', 'recall_at_8', 'map_at_r', 'nmi']
 
@@ -195,6 +197,102 @@ def test_metrics_ask_for_enough_neighbours():
     near, labels = ranking(unit(10, 3), 2), torch.arange(10) % 2
     with pytest.raises(ValueError, match=r'ranking\(z, 4\)'): map_at_r(near, labels)
     with pytest.raises(ValueError, match=r'ranking\(z, 3\)'): recall_at_k(near, labels, 3)
+
+
+# ---- estimates of similarity
+
+def symmetric(n, seed): return (lambda x: x + x.T)(torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.double))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(0, 12), min_size=1, max_size=4), c=st.integers(1, 4), share=st.floats(0, 1), seed=st.integers(0, 999))
+def test_purity_is_the_plain_loop(sizes, c, share, seed):
+    g = torch.Generator().manual_seed(seed)
+    groups = [torch.rand(n, n, generator=g) < share for n in sizes]
+    labels = [torch.randint(0, c, (n,), generator=g) for n in sizes]
+    if not any((x & ~torch.eye(len(x), dtype=torch.bool)).any() for x in groups):
+        with pytest.raises(ValueError, match='nothing to be pure'): label_purity(groups, labels)
+        return
+    expected = reference.label_purity([(x.tolist(), y.tolist()) for x, y in zip(groups, labels)])
+    assert label_purity(groups, labels) == pytest.approx(expected, abs=1e-12)
+    if len(sizes) == 1: assert label_purity(groups[0], labels[0]) == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(0, 10), min_size=1, max_size=4), c=st.integers(1, 4), seed=st.integers(0, 999), scale=st.floats(1e-6, 1e6), shift=st.floats(-10, 10))
+def test_correlation_is_the_plain_loop_and_scipy(sizes, c, seed, scale, shift):
+    g = torch.Generator().manual_seed(seed)
+    s, labels = [symmetric(n, seed + i) for i, n in enumerate(sizes)], [torch.randint(0, c, (n,), generator=g) for n in sizes]
+    batches = [(x.tolist(), y.tolist()) for x, y in zip(s, labels)]
+    x, y = reference.pairs(batches)
+    if len(set(y)) < 2:
+        with pytest.raises(ValueError, match='pairs of both kinds'): correlation(s, labels)
+        return
+    found = correlation(s, labels)
+    assert found == pytest.approx(reference.correlation(batches), abs=1e-9) and found == pytest.approx(pearsonr(x, y)[0], abs=1e-9)
+    assert correlation([scale*x + shift*scale for x in s], labels) == pytest.approx(found, abs=1e-6)
+    assert correlation([-x for x in s], labels) == pytest.approx(-found, abs=1e-12)
+
+
+def test_the_truth_is_pure_and_correlates_and_its_opposite_does_not():
+    labels = torch.arange(12)//3
+    same = labels[:, None] == labels
+    assert label_purity(same, labels) == 1 and label_purity(~same, labels) == 0
+    assert correlation(same.double(), labels) == pytest.approx(1) and correlation((~same).double(), labels) == pytest.approx(-1)
+
+
+def test_a_group_of_everybody_has_the_purity_of_the_base_rate():
+    labels = classes(40, 5)
+    same = (labels[:, None] == labels).double().fill_diagonal_(0)
+    assert label_purity(torch.ones(40, 40, dtype=torch.bool), labels) == pytest.approx(same.sum().item()/(40*39), abs=1e-12)
+
+
+def test_purity_counts_each_point_once_and_the_lonely_class_as_wrong():
+    groups, labels = torch.eye(6, dtype=torch.bool), torch.tensor([0, 0, 0, 0, 1, 2])
+    groups[0, [1, 2, 3, 4]] = True # 3/4
+    groups[5, 0] = True # class 2 has one image: 0, not left out
+    assert label_purity(groups, labels) == 3/8 # a mean over points, not over pairs, which would be 3/5
+    groups[4, 4] = False # the diagonal says nothing
+    assert label_purity(groups, labels) == 3/8
+
+
+def test_pooling_is_not_the_mean_of_batches():
+    big, small = torch.ones(6, 6, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)
+    y6, y2 = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 0])
+    assert label_purity([big, small], [y6, y2]) == pytest.approx((6*0.4 + 2*1)/8)
+    s = torch.zeros(2, 2)
+    assert math.isnan(correlation(s.repeat(3, 3), y6))
+    assert correlation([s.repeat(3, 3), s + 1], [y6, y2]) == pytest.approx(pearsonr([0]*15 + [1], [1]*3 + [0]*9 + [1]*3 + [1])[0])
+
+
+def test_pairs_between_batches_do_not_count():
+    s, labels = symmetric(6, 0), torch.tensor([0, 0, 1, 0, 1, 1])
+    cut = [s[:3, :3], s[3:, 3:]]
+    assert correlation(cut, [labels[:3], labels[3:]]) != pytest.approx(correlation(s, labels), abs=1e-3)
+    assert correlation(torch.stack(cut), labels.view(2, 3)) == correlation(cut, [labels[:3], labels[3:]]) # (batches, N, N) will do as well
+
+
+@pytest.mark.parametrize('metric, x, labels, message', [
+    (label_purity, torch.eye(3), torch.arange(3), 'must be bool'),
+    (label_purity, torch.ones(3, 4, dtype=torch.bool), torch.arange(3), 'do not go with labels'),
+    (label_purity, torch.ones(3, 3, dtype=torch.bool), torch.arange(4), 'do not go with labels'),
+    (label_purity, [torch.ones(3, 3, dtype=torch.bool)], [torch.arange(3)]*2, '1 batches of groups but 2'),
+    (label_purity, [], [], 'nothing to be pure'),
+    (correlation, torch.full((3, 3), torch.nan), torch.tensor([0, 0, 1]), 'NaN'),
+    (correlation, torch.arange(9.).view(3, 3), torch.tensor([0, 0, 1]), 'symmetric'),
+    (correlation, torch.ones(3, 3), torch.zeros(3), '3 are of the same class'),
+    (correlation, torch.ones(3, 3), torch.arange(3), '0 are of the same class'),
+    (correlation, [], [], 'of 0 pairs'),
+])
+def test_estimates_that_cannot_be_judged(metric, x, labels, message):
+    with pytest.raises(ValueError, match=message): metric(x, labels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_estimates_are_judged_on_cuda_too():
+    s, labels = symmetric(20, 0), classes(20, 4)
+    assert correlation(s.cuda(), labels) == pytest.approx(correlation(s, labels), abs=1e-12)
+    assert label_purity((s > 0).cuda(), labels.cuda()) == label_purity(s > 0, labels)
 
 
 # ---- summary

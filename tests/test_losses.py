@@ -112,6 +112,29 @@ def test_the_whole_loss_is_the_double_loop(B, n_proxies, d, m, T, n_alpha, n_bet
     assert all(torch.isfinite(x.grad).all() for x in (z, *loss.parameters()))
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(B=st.integers(4, 10), n_proxies=st.integers(1, 5), d=st.integers(2, 7), m=st.integers(1, 3), T=st.sampled_from([0.3, 0.6, 0.9]), seed=st.integers(0, 10**6))
+def test_the_binary_loss_is_the_double_loop(B, n_proxies, d, m, T, seed):
+    m = min(m, d)
+    z, t = unit(B, d, seed), unit(B, d, seed, 't')
+    loss = make(n_proxies, d, m, seed, T, similarity='binary', delta=1.3)
+    terms, expected = loss(z, t), reference.binary_plm_loss(z, t, *(x.detach() for x in loss.proxies()), m, T, 3, 0.5, 1.3)
+    assert list(terms) == list(expected)
+    for name in terms: assert abs(terms[name].item() - expected[name]) < 1e-5, name
+
+
+def test_a_piece_visits_no_more_than_it_may():
+    z, t = unit(12, 6, 'z'), unit(12, 6, 't')
+    few, all_ = PLMLoss(m=2, T=None, visit=4), PLMLoss(m=2, T=None)
+    assert (few.manifold(t).members.sum(1) == 5).all() and all_.manifold(t).members.all()
+    assert few(z, t)['point'] != all_(z, t)['point']
+
+
+@pytest.mark.parametrize('options, words', [(dict(similarity='binary', T=None), 'Set T'), (dict(similarity='binry'), "unknown similarity 'binry'"), (dict(visit=2), 'k must be at least m=3')])
+def test_options_that_are_refused(options, words):
+    with pytest.raises(ValueError, match=words): PLMLoss(**options)
+
+
 @pytest.mark.parametrize('scale', ['one place', 'two places', 'nearly one place'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_a_collapsed_batch_has_a_finite_loss_and_gradient(scale, dtype):

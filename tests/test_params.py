@@ -1,6 +1,6 @@
 "Every mistake in params.yaml is met with a message that names the entry and the cure."
 import inspect
-import copy
+import copy, dataclasses
 from dataclasses import fields
 from pathlib import Path
 import pytest, yaml
@@ -71,7 +71,15 @@ MISTAKES = {
     'k that does not divide the batch': (PLM + ['k'], 6, r'glyphs\.plm\.k = 6 must be below, and divide, the 100'),
     'odd batch': (['glyphs', 'train', 'batch_size'], 25, r'glyphs\.train\.batch_size must be even'),
     'm above the dimension': (['glyphs', 'train', 'dim'], 2, r'glyphs\.plm\.m = 3 must be at most glyphs\.train\.dim = 2'),
-    'decays the wrong way round': (PLM + ['n_alpha'], 0.1, r'glyphs\.plm\.n_alpha = 0\.1 must be above n_beta'),
+    'decays the wrong way round': (PLM + ['n_alpha'], 0.1, r'glyphs\.plm\.n_alpha = 0\.1 must not be below n_beta'),
+    'fewer visits than directions': (PLM + ['visit'], 2, r'glyphs\.plm\.visit = 2 must be at least m = 3 and below'),
+    'more visits than a batch': (PLM + ['visit'], 100, r'glyphs\.plm\.visit = 100 must be at least m = 3 and below glyphs\.train\.batch_size = 100'),
+    'misspelt similarity': (PLM + ['similarity'], 'binry', r'glyphs\.plm\.similarity must be piecewise or binary'),
+    'misspelt view': (['glyphs', 'stml', 'view'], 'plane', r'glyphs\.stml\.view must be plain or augmented'),
+    'misspelt term': (PLM + ['terms'], ['points'], r'glyphs\.plm\.terms must be a list of some of point, proxy, neighborhood'),
+    'term twice': (PLM + ['terms'], ['point', 'point'], r'glyphs\.plm\.terms must be a list of some'),
+    'no term': (PLM + ['terms'], [], r'glyphs\.plm\.terms must be a list of some'),
+    'nothing that trains the encoder': (PLM + ['terms'], ['neighborhood'], r'glyphs\.plm\.terms = .* never the encoder'),
     'no step size': (PLM + ['lr'], 0., r'glyphs\.plm\.lr must be a number above 0'),
     'NaN': (PLM + ['lr'], float('nan'), r'glyphs\.plm\.lr must be a number above 0'),
     'momentum above 1': (PLM + ['gamma'], 2., r'glyphs\.plm\.gamma must be from 0 to 1'),
@@ -100,12 +108,26 @@ def test_mistakes(tmp_path, mistake):
     with pytest.raises(ValueError, match=words): load(changed(path, value), tmp_path)
 
 
-@pytest.mark.parametrize('path, value', [(PLM + ['T'], None), (PLM + ['T'], 1), (PLM + ['lr'], 1), (PLM + ['n_proxies'], 0),
+@pytest.mark.parametrize('path, value', [(PLM + ['T'], None), (PLM + ['T'], 1), (PLM + ['lr'], 1), (PLM + ['n_proxies'], 0), (PLM + ['visit'], 4), (PLM + ['terms'], ['proxy']), (PLM + ['n_alpha'], 0.5),
                                          (['glyphs', 'sizes', 'n_source'], None), (['glyphs', 'sizes', 'n_source'], 5), (['seeds'], [7])])
 def test_what_is_allowed(tmp_path, path, value):
     p = load(changed(path, value), tmp_path)
     if path[0] == 'seeds': assert p.seeds == value
     else: assert vars(p.sizes if path[1] == 'sizes' else p.method[path[1]])[path[-1]] == value
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'glyphs.plm.n_proxies': 0, 'glyphs.plm.terms': ['proxy']}, 'leaves nothing to train with n_proxies = 0'),
+    ({'glyphs.plm.T': None, 'glyphs.plm.similarity': 'binary'}, 'glyphs.plm.similarity = binary .* Set T'),
+    ({'glyphs.plm.detla': 2}, "glyphs.plm.detla is not a parameter.*Did you mean 'delta'"), ({'glyhps.plm.delta': 2}, "unknown section 'glyhps'.*'glyphs'"),
+    ({'glyphs.plmm.delta': 2}, "unknown section 'plmm'"), ({'glyphs.plm.delta': -1}, 'glyphs.plm.delta must be a number above 0')])
+def test_changes_are_checked_like_the_file(change, words):
+    with pytest.raises(ValueError, match=words): load_params(OURS, change)
+
+
+def test_changes_change_what_they_name():
+    p, q = load_params(OURS, {'dataset': 'glyphs'}), load_params(OURS, {'dataset': 'glyphs', 'glyphs.plm.T': None, 'seeds': [5]})
+    assert q.seeds == [5] and q.method['plm'] == dataclasses.replace(p.method['plm'], T=None) and q.method['stml'] == p.method['stml'] and q.train == p.train
 
 
 leaves = [(d, s, name) for d in DATASETS for s in RAW[d] for name in RAW[d][s]]
@@ -147,4 +169,4 @@ def test_parameters_cannot_be_changed_by_accident():
 def test_the_defaults_of_the_loss_are_the_values_of_the_run():
     defaults = {name: p.default for name, p in inspect.signature(PLMLoss).parameters.items()}
     for dataset in DATASETS:
-        for name in ('m', 'T', 'n_alpha', 'n_beta', 'delta'): assert defaults[name] == RAW[dataset]['plm'][name], (dataset, name)
+        for name in ('m', 'T', 'n_alpha', 'n_beta', 'delta', 'visit', 'similarity'): assert defaults[name] == RAW[dataset]['plm'][name], (dataset, name)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 METHODS = ('pretrained', 'simclr', 'stml', 'plm')
 SEEDS = (1,) # one, because a stage takes 5 seconds to start; not 0, which the notebooks take when nothing is injected
 METRICS = ('recall_at_1', 'recall_at_2', 'recall_at_4', 'recall_at_8', 'map_at_r', 'nmi')
-STAGES = ['download', *(f'pretrain@{s}' for s in SEEDS), *(f'train@{m}-{s}' for m in METHODS for s in SEEDS), 'evaluate', 'report']
+STAGES = ['download', *(f'pretrain@{s}' for s in SEEDS), *(f'train@{m}-{s}' for m in METHODS for s in SEEDS), 'evaluate', 'similarity', 'map', 'toy', 'report']
 EPOCHS = 4 # so that a run can be killed well before its end
 
 
@@ -74,7 +74,13 @@ def toy(tmp_path_factory):
     ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '[0-9]*.ipynb')
     for folder in ('nbs', 'plm'): shutil.copytree(ROOT/folder, root/folder, ignore=ignore)
     (root/'.dvc').mkdir()
-    for file in ('dvc.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore'): shutil.copy(ROOT/file, root/file)
+    for folder in ('docs', 'ablations'): (root/folder).mkdir()
+    for file in ('dvc.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore', 'ablations/dvc.yaml'): shutil.copy(ROOT/file, root/file)
+    stages = (root/'dvc.yaml').read_text().replace('runs/notebooks/toy.ipynb\n    deps', 'runs/notebooks/toy.ipynb -p steps 4 -p n_seeds 1\n    deps')
+    assert '-p n_seeds 1' in stages
+    (root/'dvc.yaml').write_text(stages)
+    (root/'docs/ablation.csv').write_text('dataset,study,setting,seed,metric,value\nomniglot,m,2,0,recall_at_1,0.5\n')
+    (root/'ablations/params.yaml').write_text(yaml.safe_dump(dict(epochs=1, workers=2, studies={'m': [2, 3], 'parts': {'full': {}, 'no subset selection': {'T': None}}})))
     params = yaml.safe_load((ROOT/'params.yaml').read_text())
     params.update(dataset='glyphs', methods=list(METHODS), seeds=list(SEEDS), device='cpu')
     glyphs = params['glyphs']
@@ -165,8 +171,28 @@ def test_a_constant_reruns_what_depends_on_it(toy, tmp_path):
     own.edit_params('glyphs', 'plm', 'delta', value=1.5)
     plm = [f'train@plm-{s}' for s in SEEDS]
     # what follows is compared with files that a dry run does not change, so ask the graph; the report prints the constants and depends on them itself
-    assert sorted(own.would_run()) == ['report', *plm]
-    assert own.would_run('--force', '--downstream', *plm) == [*plm, 'evaluate', 'report']
+    assert sorted(own.would_run()) == ['report', 'similarity', *plm]
+    assert sorted(own.would_run('--force', '--downstream', *plm)) == sorted([*plm, 'evaluate', 'similarity', 'map', 'report'])
+
+
+# ---- the second pipeline
+
+def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
+    own = toy.copy(tmp_path/'toy')
+    assert not (own.root/'results/ablation.csv').exists() and 'None have been run on glyphs' in (own.root/'results/report.html').read_text()
+    assert own.would_run('ablations/dvc.yaml') == ['ablations/dvc.yaml:ablate'] # data and pre-training are there
+    own.ok('dvc', 'repro', 'ablations/dvc.yaml')
+    rows = list(csv.DictReader(open(own.root/'results/ablation.csv')))
+    assert list(rows[0]) == ['dataset', 'study', 'setting', 'seed', 'metric', 'value'] and len(rows) == 4*len(SEEDS)*4
+    assert {(r['study'], r['setting']) for r in rows} == {('m', '2'), ('m', '3'), ('parts', 'full'), ('parts', 'no subset selection')} and {r['dataset'] for r in rows} == {'glyphs'}
+    value = {(r['study'], r['setting'], r['metric']): r['value'] for r in rows}
+    assert all(value['m', '3', k] == value['parts', 'full', k] for k in ('recall_at_1', 'map_at_r')) and len(list((own.scratch/'ablation').iterdir())) == 3*len(SEEDS)
+    kept = list(csv.DictReader(open(own.root/'docs/ablation.csv')))
+    assert kept[1:] == rows and kept[0]['dataset'] == 'omniglot' # of another data set: left alone
+    assert own.would_run('ablations/dvc.yaml') == [] and own.would_run() == ['report']
+    own.ok('dvc', 'repro')
+    page = (own.root/'results/report.html').read_text()
+    assert 'Study: m' in page and 'Study: parts' in page and 'None have been run' not in page
 
 
 # ---- labels, and equal seeds

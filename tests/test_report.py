@@ -20,12 +20,14 @@ class Page(HTMLParser):
     "Tables as lists of rows of texts, everything loaded, alt texts; fails on a tag that is not closed."
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.tags, self.loads, self.alts, self.tables, self.best, self.text = [], [], [], {}, {}, []
+        self.tags, self.loads, self.alts, self.tables, self.best, self.text, self.ids, self.jumps = [], [], [], {}, {}, [], [], []
         self.feed(text); self.close()
-        assert not self.tags
+        assert not self.tags and len(set(self.ids)) == len(self.ids) and set(self.jumps) <= set(self.ids)
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
-        self.loads += [attrs[a] for a in ('src', 'href', 'srcset', 'action', 'data', 'poster', 'background') if a in attrs]
+        self.loads += [attrs[a] for a in ('src', 'href', 'srcset', 'action', 'data', 'poster', 'background') if a in attrs and not attrs[a].startswith('#')]
+        if 'id' in attrs: self.ids.append(attrs['id'])
+        if attrs.get('href', '').startswith('#'): self.jumps.append(attrs['href'][1:])
         if tag == 'img': self.alts.append(attrs.get('alt'))
         if tag == 'table': self.table = self.tables[attrs['id']] = []; self.marked = self.best[attrs['id']] = []
         if tag == 'tr': self.table.append([])
@@ -38,9 +40,9 @@ class Page(HTMLParser):
         if self.tags and self.tags[-1] in ('td', 'th'): self.table[-1][-1] += data
 
 
-def report(tmp_path, rows, figures=(), **changed):
+def report(tmp_path, rows, blocks=(), **changed):
     path = tmp_path/'new folder'/'report.html'
-    given = dict(path=path, dataset='omniglot', rows=rows, figures=figures, params={'batch': 100}, versions=versions(), published=published_rows())
+    given = dict(path=path, dataset='omniglot', rows=rows, sections=[('Pictures', 'What there is to see.', blocks)], params={'batch': 100}, versions=versions(), published=published_rows())
     write_report(**{**given, **changed})
     return path.read_text(encoding='utf-8')
 
@@ -134,7 +136,19 @@ def test_pictures_may_be_png_files(tmp_path):
     page = Page(report(tmp_path, make_rows(), [('A', tmp_path/'a.png', 'b')]))
     assert base64.b64decode(page.loads[0].split(',')[1]) == (tmp_path/'a.png').read_bytes()
     (tmp_path/'a.png').write_text('no picture')
-    with pytest.raises(ValueError, match='not a PNG'): report(tmp_path, make_rows(), [('A', tmp_path/'a.png', 'b')])
+    with pytest.raises(ValueError, match='neither a PNG nor a GIF'): report(tmp_path, make_rows(), [('A', tmp_path/'a.png', 'b')])
+
+
+def test_sections_hold_tables_animations_and_links(tmp_path):
+    frames = [Image.new('P', (4, 4), i) for i in range(3)]
+    frames[0].save(tmp_path/'a.gif', save_all=True, append_images=frames[1:])
+    (tmp_path/'map.html').write_text('')
+    text = report(tmp_path, make_rows(), [('Steps <1>', (['step', 'value & unit'], [['one', '1'], ['two', '<2>']]), 'as told'), ('Watch', tmp_path/'a.gif', 'b'), ('Map', tmp_path/'map.html', 'c')])
+    page = Page(text)
+    assert page.tables['steps-1'] == [['step', 'value & unit'], ['one', '1'], ['two', '<2>']]
+    assert page.loads[0].startswith('data:image/gif;base64,') and page.loads[1:] == ['../map.html'] # from the folder of the page
+    assert page.jumps == ['h-results', 'h-pictures', 'h-the-paper-s-results-for-orientation', 'h-how-it-was-made']
+    with pytest.raises(ValueError, match="the page 'Map' .*nowhere.html.* is not there"): report(tmp_path, make_rows(), [('Map', tmp_path/'nowhere.html', 'c')])
 
 
 def test_failure_leaves_the_old_page(tmp_path):

@@ -1,16 +1,18 @@
 "The one loop: repeatable, interruptible, fair, and clear about what went wrong."
-import copy, csv
+import copy, csv, re
 from dataclasses import replace
+from pathlib import Path
 import pytest, torch
 from plm import training
 from plm.core import generator_at
 from plm.encoder import Encoder
 from plm.params import PLMParams, PretrainedParams, PretrainParams, SimCLRParams, STMLParams, TrainParams
-from plm.training import fingerprint, load_state, pretrain, save_state, train, write_log
+from plm.training import describe_pieces, fingerprint, load_state, pretrain, save_state, train, write_log
 
 CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
-             'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16),
-             'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9)}
+             'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
+             'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9,
+                              visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain')}
 SHARED = TrainParams(backbone='convnet', dim=8, epochs=3, batch_size=24)
 
 
@@ -20,6 +22,7 @@ def pictures(n, *address): return torch.randint(0, 256, (n, 1, 24, 24), generato
 IMAGES, VAL = pictures(50), (pictures(12, 'val'), torch.arange(12) % 4)
 PRINTS, LABELS = pictures(20, 'source'), torch.arange(20) % 5
 SUPERVISED = PretrainParams(epochs=3, batch_size=8, lr=1e-2, temperature=0.1, augment=0.5)
+PIECES, PROXIES = {'piece_size', 'piece_purity', 'piece_quality'}, {'proxy_moved', 'proxy_used', 'proxy_distance'}
 by_method = pytest.mark.parametrize('name', CONSTANTS)
 
 
@@ -62,7 +65,7 @@ def test_training_moves_the_encoder_and_tells_about_it(name, undisturbed):
     assert 'loss' not in log[0] and all(0 <= row['val_recall_at_1'] <= 1 for row in log)
     terms = {'simclr': {'nt_xent'}, 'stml': {'contrastive', 'contrastive_wide', 'distillation'}, 'plm': {'point', 'proxy', 'neighborhood'}}[name]
     for row in log[1:]:
-        assert row.keys() == {'epoch', 'images_seen', 'val_recall_at_1', 'loss'} | terms
+        assert row.keys() == {'epoch', 'images_seen', 'val_recall_at_1', 'loss'} | terms | (PIECES | PROXIES if name == 'plm' else set())
         assert abs(row['loss'] - sum(row[t] for t in terms)) < 1e-4
     assert log[-1]['loss'] < log[1]['loss']
 
@@ -183,7 +186,52 @@ def test_a_learning_rate_that_explodes_is_named(name, tmp_path):
 
 def test_plm_without_proxies_and_without_selection(tmp_path):
     _, log = run('plm', tmp_path, n_proxies=0, T=None)
-    assert log[-1].keys() == {'epoch', 'images_seen', 'val_recall_at_1', 'loss', 'point'} and log[-1]['loss'] < log[1]['loss']
+    assert log[-1].keys() == {'epoch', 'images_seen', 'val_recall_at_1', 'loss', 'point'} | PIECES and log[-1]['loss'] < log[1]['loss']
+    assert all(row['piece_size'] == 11 for row in log) # everybody else of the 12 val images
+
+
+def test_what_the_log_says_of_pieces_and_proxies(undisturbed):
+    log = undisturbed['plm'][1]
+    assert log[0]['proxy_moved'] == 0 and log[-1]['proxy_moved'] > log[1]['proxy_moved'] > 0
+    for row in log:
+        assert 0 < row['proxy_used'] <= 1 and row['proxy_used']*5 % 1 == pytest.approx(0) and 0 < row['proxy_distance'] < 2
+        assert 2 <= row['piece_size'] <= 11 and 0.9 - 1e-6 <= row['piece_quality'] <= 1 and 0 <= row['piece_purity'] <= 1
+
+
+def test_pieces_of_two_lines_are_pure_and_flat():
+    "Two orthogonal lines of a class each: the piece of a point is its line, whole and exactly."
+    line = torch.linspace(1, 2, 10)[:, None]
+    z = torch.cat([line*torch.eye(3)[:1] , line*torch.eye(3)[1:2] + 9])
+    found = describe_pieces(z, torch.arange(20)//10, replace(CONSTANTS['plm'], m=1), 20, n_batches=1)
+    assert found == {'piece_size': 9, 'piece_purity': 1, 'piece_quality': pytest.approx(1)}
+    assert describe_pieces(z[:3], torch.arange(3)//2, CONSTANTS['plm'], 20) == {} # fewer than a group
+
+
+def test_each_term_can_be_left_out(tmp_path, undisturbed):
+    terms = ['point', 'proxy', 'neighborhood']
+    for left in (['point'], ['proxy'], ['point', 'neighborhood']):
+        encoder, log = run('plm', tmp_path, terms=left)
+        assert set(log[-1]) & set(terms) == set(left) and log[-1]['loss'] == pytest.approx(sum(log[-1][t] for t in left))
+        assert not same(encoder, undisturbed['plm'][0])
+    alone, _ = run('plm', tmp_path, n_proxies=0)
+    assert same(run('plm', tmp_path, terms=['point'])[0], alone) # proxies that pull at nothing might as well not be there
+
+
+def test_what_the_estimating_encoder_sees():
+    "Plain: the images as they are, whatever the augmentation; augmented: other views than the trained encoder's (PLM), the same (STML)."
+    for name, views in (('plm', 2), ('stml', 2)):
+        seen, drawn = {}, {}
+        for view in ('plain', 'augmented'):
+            method = training._CLASSES[name](start(), replace(CONSTANTS[name], view=view), 0)
+            slow = method.momentum if name == 'plm' else method.teacher
+            slow.register_forward_hook(lambda m, inputs, _: seen.__setitem__(view, inputs[0]))
+            views = []
+            def augment(images, g): views.append(images.float()/255 + 0.001*(len(views) + 1)); return views[-1]
+            method(IMAGES[:12], torch.arange(12), augment, None)
+            drawn[view] = views
+        assert torch.equal(seen['plain'], IMAGES[:12].float()/255)
+        if name == 'plm': assert len(drawn['plain']) == 1 and len(drawn['augmented']) == 2 and torch.equal(seen['augmented'], drawn['augmented'][1])
+        else: assert len(drawn['plain']) == len(drawn['augmented']) == 2 and torch.equal(seen['augmented'], torch.cat(drawn['augmented']))
 
 
 def test_val_labels_decide_nothing(tmp_path, undisturbed):
@@ -294,12 +342,22 @@ def test_fingerprints():
 
 
 def test_the_code_is_part_of_the_fingerprint(tmp_path, monkeypatch):
-    for name in ('__init__.py', 'core.py'): (tmp_path/name).write_text('a = 1')
+    for name in ('__init__', *training._decides): (tmp_path/f'{name}.py').write_text('a = 1')
     monkeypatch.setattr(training.plm, '__file__', str(tmp_path/'__init__.py'))
     before = fingerprint('x')
     assert fingerprint('x') == before
     (tmp_path/'core.py').write_text('a = 2')
     assert fingerprint('x') != before
+
+
+def test_the_fingerprint_knows_all_that_training_imports():
+    "All modules of plm that `plm.training` imports, one way or another, but for those whose values are passed: the constants, and what draws the data."
+    folder, found, todo = Path(training.__file__).parent, set(), ['training']
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        todo += set(re.findall(r'^from \.(\w+) import', (folder/f'{name}.py').read_text(), re.M)) - found
+    assert found - {'params', 'glyphs', 'omniglot'} == set(training._decides)
 
 
 def test_a_log_is_a_table(tmp_path):

@@ -1,0 +1,248 @@
+"plm.estimates against plain loops (reference_estimates.py), on cases where the answer is known, and as a protocol."
+import warnings
+import numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
+from scipy.stats import pearsonr
+from sklearn.cluster import AgglomerativeClustering, KMeans
+import reference_estimates as reference
+from plm.estimates import (NAMES, PUBLISHED, Estimate, batch_estimates, difference, epoch_of_batches, estimate_table, nearest_groups, quality,
+                           random_walk_similarity, same_cluster, set_estimates)
+from plm.manifold import PiecewiseLinearManifold
+from plm.similarity import piecewise_linear_similarity
+
+
+def unit(n, d, seed=0): return torch.nn.functional.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def blobs(n_classes=4, each=10, noise=0.02):
+    "Classes that nobody can miss."
+    z = torch.eye(n_classes + 2)[:n_classes].repeat_interleave(each, 0)
+    z = torch.nn.functional.normalize(z + noise*torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), dim=1)
+    return z, torch.arange(n_classes).repeat_interleave(each)
+
+
+# ---- one by one
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 25), d=st.integers(1, 4), sides=st.integers(1, 4), seed=st.integers(0, 99), data=st.data())
+def test_nearest_groups_are_the_plain_sort_ties_included(n, d, sides, seed, data):
+    t = torch.randint(0, sides, (n, d), generator=torch.Generator().manual_seed(seed)).float()
+    sizes = torch.tensor(data.draw(st.lists(st.integers(0, n-1), min_size=n, max_size=n)))
+    groups = nearest_groups(t, sizes)
+    assert groups.tolist() == reference.nearest_groups(t, sizes)
+    assert torch.equal(groups.sum(1), sizes + 1)
+
+
+def test_nearest_groups_are_what_a_piece_without_a_test_takes():
+    t = unit(40, 8)
+    for k in (3, 7, 39): assert torch.equal(nearest_groups(t, k), PiecewiseLinearManifold(3, None, k)(t).members)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(3, 14), k=st.integers(1, 13), alpha=st.sampled_from([0.1, 0.5, 0.9, 0.97]), seed=st.integers(0, 99))
+def test_random_walk_is_the_sum_of_all_walks(n, k, alpha, seed):
+    z, k = unit(n, 3, seed), min(k, n-1)
+    s = random_walk_similarity(z, k, alpha)
+    np.testing.assert_allclose(s.numpy(), reference.random_walk(z, k, alpha), atol=1e-9)
+    assert torch.equal(s, s.T) and (s.diagonal() == 1).all() and 0 <= s.min() and s.max() <= 1
+
+
+def test_random_walk_is_where_walkers_stop():
+    "A walker that stops with probability 1 - alpha ends at j with probability (1 - alpha) R_ij sqrt(d_j / d_i)."
+    z, k, alpha, start = unit(12, 3), 3, 0.8, 0
+    ends, degree = reference.simulated_walk(z, k, alpha, start, 20_000, np.random.default_rng(0))
+    diagonal = np.linalg.inv(np.eye(12) - alpha*adjacency(z, k)/np.sqrt(np.outer(degree, degree))).diagonal()
+    r = random_walk_similarity(z, k, alpha).numpy()[start]*np.sqrt(diagonal*diagonal[start]) # before it was scaled
+    np.testing.assert_allclose((1 - alpha)*r*np.sqrt(degree/degree[start]), ends, atol=0.015)
+
+
+def adjacency(z, k):
+    near = reference.nearest_groups(z, [k]*len(z))
+    a = np.array(near, dtype=float) - np.eye(len(z))
+    return np.maximum(a, a.T)
+
+
+def test_random_walk_of_copies_and_of_one_place():
+    same_place = random_walk_similarity(torch.ones(6, 3), 2)
+    assert torch.isfinite(same_place).all() and (same_place.diagonal() == 1).all()
+    two = torch.tensor([[0.], [1.]])
+    assert random_walk_similarity(two, 1, 0.5)[0, 1].item() == pytest.approx(0.5) # R = [[1, a], [a, 1]]/(1 - a²)
+
+
+@pytest.mark.parametrize('clustering', [lambda: KMeans(4, n_init=4, random_state=0), lambda: AgglomerativeClustering(4)])
+def test_clusters_of_plain_blobs_are_the_classes(clustering):
+    z, labels = blobs()
+    assert torch.equal(same_cluster(z, clustering()), labels[:, None] == labels)
+
+
+def test_clusters_are_the_librarys():
+    z = unit(60, 5)
+    cluster = AgglomerativeClustering(7).fit_predict(z.double().numpy())
+    assert same_cluster(z, AgglomerativeClustering(7)).tolist() == [[bool(a == b) for b in cluster] for a in cluster]
+
+
+def test_estimates_do_not_touch_their_input_and_take_gradients_and_half_precision():
+    z = unit(30, 6).requires_grad_()
+    before = z.detach().clone()
+    for e in (set_estimates(z, 3, k=4) | batch_estimates(z)).values():
+        assert e.similarity is None or torch.isfinite(e.similarity).all()
+    assert torch.equal(z, before) and z.grad is None
+    assert same_cluster(z.half(), KMeans(3, n_init=1, random_state=0)).shape == (30, 30)
+
+
+# ---- together
+
+def test_estimates_of_a_batch_are_what_they_are_named():
+    t = unit(40, 10)
+    found = batch_estimates(t, k=6, m=2, T=0.8, visit=20, n_alpha=5, n_beta=0.25)
+    pieces = PiecewiseLinearManifold(2, 0.8, 20)(t)
+    assert torch.equal(found['plm'].groups, pieces.members)
+    assert torch.equal(found['plm'].similarity, piecewise_linear_similarity(t, pieces.basis, 5, 0.25))
+    assert found['plm_whole_batch'].groups.all()
+    assert (found['plm_nearest_k'].groups.sum(1) == 7).all()
+    assert torch.equal(found['plm_binary'].similarity, (pieces.members.double() + pieces.members.double().T)/2)
+    assert torch.equal(found['plm'].groups.sum(1), found['nearest_same_size'].groups.sum(1))
+    assert torch.equal(found['plm_admitted'].groups.sum(1), pieces.members.sum(1) - 3)
+    assert not (found['plm_admitted'].groups & nearest_groups(t, 2)).any() and not (found['next_nearest'].groups & nearest_groups(t, 2)).any()
+    distance = torch.cdist(t.double(), t.double())
+    torch.testing.assert_close(found['distance_decay'].similarity.double(), (1 + distance/2)**-5, atol=1e-3, rtol=0)
+    assert list(set_estimates(t, 4) | found) == list(NAMES)
+
+
+def test_without_a_threshold_the_piece_is_the_batch():
+    found = batch_estimates(unit(20, 8), T=None)
+    assert torch.equal(found['plm'].similarity, found['plm_whole_batch'].similarity)
+    assert torch.equal(found['nearest_same_size'].groups, torch.ones(20, 20, dtype=torch.bool))
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(7, 20), d=st.integers(3, 6), sides=st.integers(1, 3), seed=st.integers(0, 99))
+def test_degenerate_batches_give_finite_symmetric_estimates(n, d, sides, seed):
+    t = torch.randint(-sides, sides + 1, (n, d), generator=torch.Generator().manual_seed(seed)).float()
+    t = torch.nn.functional.normalize(t + (t == 0).all(1, keepdim=True), dim=1) # copies everywhere
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # scikit-learn says that there are fewer places than clusters
+        found = set_estimates(t, 3, k=2) | batch_estimates(t)
+    for name, e in found.items():
+        if e.similarity is not None:
+            assert torch.isfinite(e.similarity).all(), name
+            torch.testing.assert_close(e.similarity, e.similarity.T, atol=1e-6, rtol=0)
+            assert e.similarity.max() <= 1 + 1e-5 and (name == 'cosine' or e.similarity.min() >= 0), name
+        if e.groups is not None: assert e.groups.dtype == torch.bool and e.groups.shape == (n, n)
+    labels = torch.arange(n) % 2
+    for name, e in found.items():
+        for metric, value in quality([e], [labels]).items(): assert np.isfinite(value), (name, metric)
+
+
+def test_order_of_the_points_does_not_matter():
+    z, order = unit(50, 8), torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    for name, e in batch_estimates(z).items():
+        again = batch_estimates(z[order])[name]
+        if e.similarity is not None: torch.testing.assert_close(e.restrict(order).similarity, again.similarity, atol=2e-3, rtol=0)
+        if e.groups is not None: assert torch.equal(e.restrict(order).groups, again.groups), name
+
+
+def test_same_seed_same_estimates():
+    z = unit(80, 6)
+    one, two = set_estimates(z, 8, seed=3), set_estimates(z, 8, seed=3)
+    assert all(torch.equal(one[n].similarity, two[n].similarity) for n in one)
+    assert not torch.equal(one['kmeans'].groups, set_estimates(z, 8, seed=4)['kmeans'].groups)
+
+
+# ---- quality
+
+def test_every_estimate_is_right_about_plain_blobs():
+    z, labels = blobs()
+    for name, e in (set_estimates(z, 4, k=5) | batch_estimates(z, k=5, m=1, visit=9)).items():
+        found = quality([e], [labels])
+        if name != 'plm_whole_batch': assert found.get('label_purity', 1) == 1, name
+        few = name in ('plm_binary', 'nearest_same_size', 'plm_whole_batch') # right about the pairs they name, silent about the others
+        assert found.get('correlation', 1) > (0.3 if few else 0.8), name
+
+
+def test_quality_by_hand():
+    labels = torch.tensor([0, 0, 1])
+    groups = torch.tensor([[1, 1, 1], [0, 1, 0], [1, 0, 1]]).bool()
+    s = torch.tensor([[1, 0.9, 0.2], [0.9, 1, 0.4], [0.2, 0.4, 1]])
+    found = quality([Estimate(s, groups)], [labels])
+    assert found == {'label_purity': (1/2 + 0)/2, 'group_size': 1, 'correlation': pytest.approx(pearsonr([0.9, 0.2, 0.4], [1, 0, 0])[0])}
+    assert quality([Estimate(groups=torch.eye(3, dtype=torch.bool))], [labels]) == {'group_size': 0}
+    assert quality([Estimate(groups=groups & ~torch.eye(3, dtype=torch.bool))], [labels])['group_size'] == 1 # the point itself never counts
+    assert quality([Estimate(torch.ones(3, 3))], [labels]) == {}
+
+
+def test_restriction_keeps_the_order_asked_for():
+    s = torch.arange(16.).view(4, 4)
+    cut = Estimate(s, s > 7).restrict(torch.tensor([3, 1]))
+    assert cut.similarity.tolist() == [[15, 13], [7, 5]] and cut.groups.tolist() == [[True, True], [False, False]]
+
+
+# ---- protocol
+
+@pytest.mark.parametrize('n, batch_size, sizes', [(100, 20, [20]*5), (105, 20, [20]*5), (20, 20, [20]), (7, 20, [7])])
+def test_batches_are_those_of_training(n, batch_size, sizes):
+    z = unit(n, 5)
+    batches = epoch_of_batches(z, batch_size, 5, seed=1)
+    assert [len(b) for b in batches] == sizes and all(len(b.unique()) == len(b) for b in batches)
+    if n > batch_size:
+        for b in batches: assert (nearest_groups(z, 4)[b[0]].nonzero()[:, 0][:, None] == b).any(1).all() # the first query and its neighbours
+        assert not torch.equal(batches[0], epoch_of_batches(z, batch_size, 5, seed=2)[0])
+
+
+def rows():
+    values = {('plm', 'before', 'label_purity'): (0.5, 0.6), ('plm', 'after', 'label_purity'): (0.7, 0.7), ('kmeans', 'before', 'label_purity'): (0.4, 0.3),
+              ('kmeans', 'before', 'group_size'): (3., 4.)}
+    return [dict(dataset='glyphs', embedding=e, estimate=n, seed=s, metric=m, value=v) for (n, e, m), vs in values.items() for s, v in enumerate(vs)]
+
+
+def test_table_has_mean_deviation_and_published():
+    header, lines = estimate_table([{k: str(v) for k, v in r.items()} for r in rows()])['glyphs'] # as csv gives them
+    cell = lambda line, column: lines[line][header.index(column)]
+    assert [line[0] for line in lines] == ['PLM', 'k-means'] and cell(0, 'seeds') == '2'
+    assert cell(0, 'purity before') == '0.550 ± 0.071' and cell(0, 'purity after') == '0.700 ± 0.000' and cell(1, 'purity after') == ''
+    assert cell(1, 'others inside before') == '3.5 ± 0.7' and not any('correlation before' == h for h in header)
+    assert lines[0][-2:] == ['0.67, 0.45, 0.62', '0.61, 0.45, 0.67'] and lines[1][-2:] == ['0.38, 0.29, 0.32', '0.37, 0.21, 0.32']
+    header, lines = estimate_table(rows()[:1])['glyphs']
+    assert lines[0][header.index('purity before')] == '0.500' # one seed, no deviation
+
+
+def test_published_figures_stand_for_known_estimates():
+    assert PUBLISHED.keys() <= NAMES.keys()
+    for metrics in PUBLISHED.values(): assert all(len(v) == 3 and all(0 < x < 1 for x in v) for v in metrics.values())
+    assert 'label_purity' not in PUBLISHED['random_walk']
+
+
+def test_difference_goes_seed_by_seed():
+    d = difference(rows(), 'label_purity', ('plm', 'before'), ('kmeans', 'before'))
+    assert d == pytest.approx([0.1, 0.3])
+    missing_one = [r for r in rows() if not (r['estimate'] == 'kmeans' and r['seed'] == 0)]
+    assert difference(missing_one, 'label_purity', ('plm', 'before'), ('kmeans', 'before')) == pytest.approx([0.3])
+    assert difference(rows(), 'correlation', ('plm', 'before'), ('kmeans', 'before')) == []
+
+
+# ---- errors
+
+@pytest.mark.parametrize('call, message', [
+    (lambda: random_walk_similarity(unit(10, 3), 10), 'k must lie between 1 and N - 1 = 9'),
+    (lambda: random_walk_similarity(unit(10, 3), 0), 'k must lie'),
+    (lambda: random_walk_similarity(unit(10, 3), 3, 1.), 'alpha'),
+    (lambda: random_walk_similarity(torch.full((5, 2), torch.nan), 2), 'NaN'),
+    (lambda: nearest_groups(unit(5, 2), 5), 'between 0 and B - 1 = 4'),
+    (lambda: nearest_groups(unit(5, 2), -1), 'between 0 and'),
+    (lambda: same_cluster(torch.full((5, 2), torch.nan), KMeans(2)), 'NaN'),
+    (lambda: same_cluster(unit(5, 2), KMeans(6)), 'n_clusters=6'),
+    (lambda: batch_estimates(unit(3, 5)), 'B=3'),
+    (lambda: estimate_table([]), 'run the stage'),
+])
+def test_errors_name_the_input(call, message):
+    with pytest.raises(ValueError, match=message): call()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_cuda_gives_the_estimates_of_the_cpu():
+    z = unit(60, 16)
+    here, there = set_estimates(z, 5, k=5) | batch_estimates(z), set_estimates(z.cuda(), 5, k=5) | batch_estimates(z.cuda())
+    for name, e in here.items():
+        if e.groups is not None: assert there[name].groups.is_cuda and torch.equal(there[name].groups.cpu(), e.groups), name
+        if e.similarity is not None: torch.testing.assert_close(there[name].similarity.cpu(), e.similarity, atol=2e-3, rtol=0)
+    assert all(b.is_cuda for b in epoch_of_batches(z.cuda(), 20, 5))

@@ -1,0 +1,364 @@
+"Maps of the embedding: the planes and what they lose, the static picture, and the page, in a real browser."
+import base64, hashlib, io, json, re, time
+import numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+import reference_map as slow
+from browser import CHROMIUM, DRIVER, Browser
+from plm.evaluation import ranking
+from plm.map import aligned, map_quality, pca_map, plot_maps, tsne_map, write_map
+
+
+def points(n, d, seed=0): return torch.tensor(np.random.default_rng(seed).normal(size=(n, d))*np.linspace(2, 0.5, d))
+
+
+# ---- planes
+
+@given(st.integers(3, 30), st.integers(1, 8), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_pca_is_the_eigenvectors_of_the_covariance(n, d, seed):
+    z = points(n, d, seed)
+    xy, kept = pca_map(z)
+    if d == 1: assert np.allclose(xy[:, 1], 0) and kept == pytest.approx([1, 0]); return
+    true, shares = slow.pca(z.numpy())
+    assert kept == pytest.approx(shares)
+    length = np.sqrt(((z - z.mean(0))**2).sum(1).mean().item())
+    assert np.allclose(slow.distances(xy)*length, true, atol=1e-6)
+
+
+@pytest.mark.parametrize('n, d', [(3, 1), (4, 2), (5, 128), (60, 3)])
+def test_tsne_of_few_points(n, d):
+    xy = tsne_map(points(n, d))
+    assert xy.shape == (n, 2) and np.isfinite(xy).all()
+    assert (xy == tsne_map(points(n, d))).all()
+
+
+def test_tsne_ignores_position_and_scale_and_finds_clusters():
+    z = torch.cat([points(20, 5, s) + 12*s for s in range(3)])
+    labels = torch.arange(3).repeat_interleave(20)
+    for moved in (z, 1e-3*z + 7): assert map_quality(z, tsne_map(moved), labels)['recall_at_1'] == 1
+
+
+def test_tsne_is_the_same_with_more_threads():
+    before = torch.get_num_threads()
+    one = tsne_map(points(120, 6))
+    try:
+        torch.set_num_threads(2)
+        assert (tsne_map(points(120, 6)) == one).all()
+    finally: torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('make', [tsne_map, lambda z: pca_map(z)[0]])
+def test_planes_of_what_cannot_be_mapped(make):
+    assert (make(torch.full((6, 4), 0.3)) == 0).all() # collapsed
+    with pytest.raises(ValueError, match='at least 3 points, got 2'): make(points(2, 4))
+    broken = points(6, 4)
+    broken[2, 1] = torch.nan
+    with pytest.raises(ValueError, match='row 2'): make(broken)
+    with pytest.raises(ValueError, match='shape'): make(points(6, 4)[0])
+
+
+@given(st.integers(5, 24), st.integers(1, 12), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_quality_follows_the_formulas(n, k, seed):
+    z, xy = points(n, 4, seed), points(n, 2, seed + 1).numpy()
+    labels = torch.arange(n) % 2
+    found = map_quality(z, xy, labels, k)
+    assert found['trustworthiness'] == pytest.approx(slow.trustworthiness(z.numpy(), xy, min(k, (n - 1)//2)))
+    assert found['recall_at_1'] == pytest.approx(slow.nearest_is_right(xy, labels.tolist()))
+
+
+def test_quality_wants_a_place_for_each_embedding():
+    with pytest.raises(ValueError, match=r'\(6, 2\).*\(5, 2\)'): map_quality(points(6, 4), points(5, 2).numpy(), torch.arange(6) % 2)
+
+
+@given(st.integers(3, 20), st.integers(0, 99))
+@settings(max_examples=10, deadline=None)
+def test_aligned_is_the_best_turn_and_keeps_distances(n, seed):
+    xy, to = points(n, 2, seed).numpy() + 3, points(n, 2, seed + 1).numpy()
+    found = aligned(xy, to)
+    assert np.allclose(slow.distances(found), slow.distances(xy))
+    assert ((found - (to - to.mean(0)))**2).sum() <= slow.best_turn(xy - xy.mean(0), to - to.mean(0), 360) + 1e-9
+
+
+# ---- the static picture
+
+@pytest.mark.parametrize('classes, n', [(2, 4), (30, 90)])
+def test_the_picture_shows_every_point_once(classes, n):
+    labels = torch.arange(n) % classes
+    xy = points(n, 2).numpy()
+    images = torch.randint(0, 256, (n, 1, 9, 7), dtype=torch.uint8)
+    fig = plot_maps({'a': {'p': xy, 'q': -xy}}, {'a': {'p': 'note p', 'q': 'note q'}}, {'a': {'p': 'xy', 'q': 'uv'}}, images, labels, 'the title')
+    shown = min(12, classes)
+    assert len(fig.axes) == 2 + shown
+    for ax, sign in zip(fig.axes[:2], (1, -1)):
+        drawn = np.concatenate([c.get_offsets() for c in ax.collections])
+        assert np.allclose(sorted(map(tuple, drawn)), sorted(map(tuple, sign*xy)))
+    assert 'note q' in fig.axes[1].get_title() and fig.axes[1].get_xlabel() == 'u' and fig.get_suptitle() == 'the title'
+    thumbnails = [ax.images[0].get_array() for ax in fig.axes[2:]]
+    assert all(any((t == i[0].numpy()).all() for i in images) for t in thumbnails)
+
+
+# ---- the page
+
+N, CLASSES, K = 48, 4, 5
+NAMES = ['plain', '<b>bold</b>', '</script><script>alert(1)</script>', 'ƅ "&amp;\u2028']
+
+
+def toy(colour=False):
+    "Points on two grids, far enough apart to be hit one by one; each image has one bright row, its own number in its pixels."
+    labels = torch.arange(N) % CLASSES
+    grid = np.stack([np.arange(N) % 8, np.arange(N)//8], 1).astype(float)
+    shuffled = grid[np.random.default_rng(1).permutation(N)]
+    images = torch.zeros(N, 3 if colour else 1, 8, 8, dtype=torch.uint8)
+    images[torch.arange(N), :, labels] = 255
+    images[:, :, 7] = (5*torch.arange(N, dtype=torch.uint8))[:, None, None]
+    maps = {'before <i>': {'t-SNE': grid, 'PCA': grid[:, ::-1]}, 'after': {'t-SNE': shuffled, 'PCA': shuffled**2}}
+    near = {name: ranking(points(N, 6, seed) + 1.5*labels[:, None], K) for seed, name in enumerate(maps)} # some right, some wrong
+    return dict(title='Map & <title>', text='Toy, seed 0 <u>', images=images, labels=labels, maps=maps, neighbours=near, names=NAMES)
+
+
+def content(page): return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding='utf-8'), re.S).group(1))
+
+
+@pytest.mark.parametrize('colour', [False, True])
+def test_the_page_holds_what_it_was_given(tmp_path, colour):
+    given_, page = toy(colour), tmp_path/'sub'/'map.html'
+    write_map(page, **given_)
+    html, data = page.read_text(encoding='utf-8'), content(page)
+    assert data['labels'] == given_['labels'].tolist() and data['names'] == NAMES and data['planes'] == ['t-SNE', 'PCA']
+    assert data['ink'] == (None if colour else 'light')
+    for space, (name, near) in zip(data['spaces'], given_['neighbours'].items()):
+        assert space['name'] == name and space['neighbours'] == near.flatten().tolist()
+        for plane, xy in given_['maps'][name].items():
+            places = np.reshape(space['maps'][plane], (N, 2))
+            assert np.abs(places).max() == data['unit'] == 9999
+            d, true = slow.distances(places), slow.distances(xy)
+            assert np.allclose(d/d.max(), true/true.max(), atol=1e-3)
+    sprite = np.asarray(Image.open(io.BytesIO(base64.b64decode(re.search(r'base64,([^"]+)', html).group(1)))))
+    for i in (0, 7, 47):
+        y, x = 8*(i//data['columns']), 8*(i % data['columns'])
+        cell = given_['images'][i].permute(1, 2, 0).numpy() if colour else given_['images'][i, 0].numpy()
+        assert (sprite[y:y+8, x:x+8] == cell).all()
+
+
+def test_the_page_is_closed_to_the_network_and_to_markup(tmp_path):
+    write_map(tmp_path/'a.html', **toy())
+    write_map(tmp_path/'b.html', **toy())
+    html = (tmp_path/'a.html').read_text(encoding='utf-8')
+    assert (tmp_path/'a.html').read_bytes() == (tmp_path/'b.html').read_bytes()
+    for text in ('<i>', '<u>', '<b>bold', 'alert(1)</script>', '<title> '): assert text not in html
+    assert 'Map &amp; &lt;title&gt;' in html and '://' not in html
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html).group(1)
+    scripts = re.findall(r'<script>(.*?)</script>', html, re.S)
+    assert len(scripts) == 1 and policy.startswith("default-src 'none'")
+    assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()}'" in policy
+
+
+def test_two_thousand_images_stay_below_3_megabytes(tmp_path):
+    n = 2000
+    images = torch.randint(0, 256, (n, 28, 28), dtype=torch.uint8) # noise: nothing that PNG could save
+    near, xy = torch.arange(n)[:, None] - torch.arange(1, 10), points(n, 2).numpy()
+    write_map(tmp_path/'map.html', '', '', images, torch.arange(n) % 100, {s: {'t-SNE': xy, 'PCA': xy} for s in 'ab'}, {s: near % n for s in 'ab'})
+    assert (tmp_path/'map.html').stat().st_size < 3e6
+
+
+@given(st.integers(2, 9), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.sampled_from([None, 1, 3]), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_pages_of_any_shape(tmp_path_factory, n, k, h, w, channels, collapsed):
+    k = min(k, n - 1)
+    images = torch.randint(0, 256, (n, h, w) if channels is None else (n, channels, h, w), dtype=torch.uint8)
+    labels, xy = torch.arange(n) % 2, np.zeros((n, 2)) if collapsed else points(n, 2).numpy()
+    page = tmp_path_factory.mktemp('page')/'map.html'
+    if n == 2: # no two images of a class: nothing to retrieve
+        with pytest.raises(ValueError): write_map(page, '', '', images, labels, {'a': {'p': xy}}, {'a': ranking(points(n, 3), k)})
+        return
+    write_map(page, '', '', images, labels, {'a': {'p': xy}}, {'a': ranking(points(n, 3), k)})
+    assert content(page)['size'] == [w, h] and content(page)['names'] is None
+
+
+def swap(d, **changes): return {**d, **changes}
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda t: dict(images=t['images'][:5]), r'labels must have shape \(5,\)'),
+    (lambda t: dict(images=t['images'].float()), 'uint8'),
+    (lambda t: dict(images=t['images'][:, :, None]), r'\(N, 3, H, W\), got'),
+    (lambda t: dict(images=t['images'].expand(-1, 2, -1, -1)), r'\(N, 3, H, W\), got'),
+    (lambda t: dict(labels=t['labels']*0), 'one class only'),
+    (lambda t: dict(labels=t['labels'] - 1), '0 or more'),
+    (lambda t: dict(names=NAMES[:3]), '3 class names, but a label is 3'),
+    (lambda t: dict(maps={}), 'give both'),
+    (lambda t: dict(maps={'after': t['maps']['after']}), 'give both for the same embeddings'),
+    (lambda t: dict(maps=swap(t['maps'], after={'PCA': t['maps']['after']['PCA']})), "has the maps \\['PCA'\\]"),
+    (lambda t: dict(maps=swap(t['maps'], after=swap(t['maps']['after'], PCA=np.zeros((N, 3))))), r'after, PCA has shape \(48, 3\)'),
+    (lambda t: dict(maps=swap(t['maps'], after=swap(t['maps']['after'], PCA=np.full((N, 2), np.nan)))), 'NaN'),
+    (lambda t: dict(neighbours=swap(t['neighbours'], after=t['neighbours']['after'][:, :2])), r"'after' have shape \(48, 2\), expected \(48, 5\)"),
+    (lambda t: dict(neighbours=swap(t['neighbours'], after=t['neighbours']['after'] + 30)), 'other images, 0 to 47'),
+    (lambda t: dict(neighbours=swap(t['neighbours'], after=torch.arange(N)[:, None].expand(-1, K))), 'other images'),
+])
+def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, change, message):
+    given_ = toy()
+    with pytest.raises(ValueError, match=message): write_map(tmp_path/'map.html', **swap(given_, **change(given_)))
+    assert not list(tmp_path.iterdir())
+
+
+# ---- in a real browser
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    if not (CHROMIUM and DRIVER): pytest.skip("chromium and chromedriver are not installed (Debian: apt install chromium chromium-driver): the page was not opened in a browser")
+    with Browser(tmp_path_factory.mktemp('profile')) as b: yield b
+
+
+@pytest.fixture
+def page(browser, tmp_path):
+    "The toy page, freshly opened in a window of 1200 × 800."
+    write_map(tmp_path/'map.html', **toy())
+    browser.window(1200, 800)
+    browser.scheme('light')
+    browser.console(), browser.requests()
+    browser.open(tmp_path/'map.html')
+    wait(browser, "document.body.dataset.ready === 'yes' && !painting")
+    yield browser
+    assert browser.console() == []
+    asked = [u for u in browser.requests() if not u.startswith(('chrome:', 'data:'))]
+    assert asked == [(tmp_path/'map.html').as_uri()]
+
+
+def wait(b, condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not b.js(f'return {condition}'):
+        assert time.monotonic() < end, f'{condition} did not come true'
+        time.sleep(0.02)
+
+
+def where(b, i): return b.js('const r = canvas.getBoundingClientRect(), [x, y] = spot(arguments[0]); return [r.left + x, r.top + y]', i)
+def shown(b, css): return b.js('const e = document.querySelector(arguments[0]); return e.offsetParent === null ? null : e.innerText', css)
+def strokes(b): return b.js('return pen.getImageData(0, 0, canvas.width, canvas.height).data.reduce((n, v, j) => n + (j % 4 === 3 && v > 0), 0)')
+def answers(b): return b.js('return [...document.querySelectorAll("#near button")].map(e => [+e.dataset.image, e.className, e.textContent])')
+
+
+def expected(space, i):
+    t = toy()
+    near = t['neighbours'][list(t['maps'])[space]][i].tolist()
+    return [[j, 'right' if j % CLASSES == i % CLASSES else 'wrong', ('✓ ' if j % CLASSES == i % CLASSES else '✗ ') + 'class ' + broken(NAMES[j % CLASSES])] for j in near]
+
+
+# the colours that are met on the straight way from one point to others, from the middle of the one to the frame of the other, and one pixel beside it
+LINES = """const {data, width} = pen.getImageData(0, 0, canvas.width, canvas.height), [i, others] = arguments, [a, b] = spot(i);
+return others.map(j => { const [c, d] = spot(j), found = [];
+  for (let t = 0; t <= 1; t += 0.005) for (const side of [-1, 0, 1]) {
+    const o = 4*(Math.round(b + (d - b)*t + side)*width + Math.round(a + (c - a)*t + side)); found.push([...data.slice(o, o + 4)]);
+  }
+  return found; })"""
+
+
+def broken(name): return re.sub('([_/])', '\\1\u200b', name)
+
+
+def test_pointing_at_an_image_shows_it_and_its_class(page):
+    assert strokes(page) > 1000 and shown(page, '#tip') is None
+    for i in (5, 6, 19, 47): # a name of each kind
+        page.pointer(('move', *where(page, i)))
+        wait(page, f'hovered === {i} && !painting')
+        text = re.split(r'\n+', shown(page, '#tip').replace('\u2028', ' '))
+        assert text == [f'class {broken(NAMES[i % CLASSES])}'.replace('\u2028', ' '), f'image {i}']
+        pixels = page.js("const c = document.querySelector('#tip canvas'), p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return Array.from({length: 8}, (_, y) => p[4*((y*4 + 2)*c.width + 2)])")
+        assert pixels == toy()['images'][i, 0, :, 0].tolist()
+    page.pointer(('move', 1190, 790))
+    wait(page, 'hovered === -1 && !painting')
+    assert shown(page, '#tip') is None
+
+
+def test_a_click_asks_for_neighbours_and_escape_clears(page):
+    page.pointer(('move', *where(page, 19)), 'down', 'up')
+    wait(page, 'chosen === 19 && !painting')
+    assert answers(page) == expected(0, 19)
+    right = sum(kind == 'right' for _, kind, _ in expected(0, 19))
+    assert 0 < right < K and f'{right} of the {K} nearest' in shown(page, '#query')
+    lines = page.js(LINES, 19, [j for j, *_ in expected(0, 19)])
+    for (j, kind, _), colours in zip(expected(0, 19), lines):
+        wanted = (21, 128, 61) if kind == 'right' else (220, 38, 38)
+        assert any(np.abs(np.subtract(c[:3], wanted)).max() < 25 and c[3] > 128 for c in colours), j
+    page.click('input[name=space][value="1"]')
+    wait(page, '!flight')
+    assert answers(page) == expected(1, 19) # the same image, its neighbours in the other embedding
+    page.click('#near li:nth-child(2) button')
+    other = expected(1, 19)[1][0]
+    assert page.js('return chosen') == other and answers(page) == expected(1, other)
+    page.press('Escape')
+    wait(page, '!painting')
+    assert page.js('return [chosen, hovered]') == [-1, -1] and shown(page, '#answer') is None and shown(page, '#help')
+
+
+def test_switching_moves_the_points_through_the_places_between(page):
+    def at(): return page.js('return Array.from({length: N}, (_, i) => spot(i))')
+    start, before = np.array(at()), shown(page, '#now')
+    page.click('input[name=space][value="1"]')
+    way = []
+    while page.js('return flight'): way.append(np.array(at()))
+    end = np.array(at())
+    assert np.abs(end - start).max() > 50 and shown(page, '#now') != before
+    assert any(np.abs(w - start).max() > 1 and np.abs(w - end).max() > 1 for w in way)
+    page.click('input[name=plane][value="1"]')
+    wait(page, '!flight')
+    assert np.abs(np.array(at()) - end).max() > 20
+    page.click('input[name=space][value="0"]')
+    page.click('input[name=plane][value="0"]')
+    wait(page, '!flight')
+    assert np.allclose(at(), start, atol=1e-3)
+
+
+def test_wheel_zooms_at_the_pointer_and_dragging_moves(page):
+    x, y = where(page, 12)
+    page.wheel(x, y, -400)
+    wait(page, 'view.k > 1.5')
+    assert np.allclose(where(page, 12), (x, y), atol=1.5)
+    page.pointer(('move', x, y), 'down', ('move', x + 40, y + 30), ('move', x + 60, y + 25), 'up')
+    assert np.allclose(where(page, 12), (x + 60, y + 25), atol=1.5)
+    assert page.js('return chosen') == -1 # a drag is no click
+    page.click('#fit')
+    assert np.allclose(where(page, 12), (x, y), atol=1.5)
+    page.click('#in')
+    assert page.js('return view.k') == 1.5
+
+
+def test_everything_can_be_reached_by_keys(page):
+    page.press('Tab')
+    page.press('Right') # the first choice: embedding
+    wait(page, 'space === 1 && !flight')
+    for _ in range(9):
+        if page.js("return document.activeElement.id") == 'map': break
+        page.press('Tab')
+    assert page.js("return document.activeElement.id") == 'map'
+    page.press('Up')
+    first = page.js('return hovered')
+    assert first >= 0 and f'image {first}' in shown(page, '#tip')
+    before = where(page, first)
+    page.press('Right')
+    second = page.js('return hovered')
+    assert second != first and where(page, second)[0] > before[0]
+    page.press('Enter')
+    assert page.js('return chosen') == second and answers(page) == expected(1, second)
+    page.press('+')
+    assert page.js('return view.k') == 1.5
+    page.press('0')
+    page.press('Escape')
+    assert page.js('return [chosen, hovered, view.k]') == [-1, -1, 1]
+
+
+@pytest.mark.parametrize('width, scheme', [(1600, 'light'), (1600, 'dark'), (400, 'light'), (400, 'dark')])
+def test_it_fits_the_window_and_the_eye(page, tmp_path, width, scheme):
+    page.scheme(scheme)
+    page.window(width, 900, phone=width == 400)
+    wait(page, 'canvas.width === Math.round(canvas.clientWidth*devicePixelRatio) && !painting')
+    assert page.js('return document.documentElement.scrollWidth') <= width
+    page.pointer(('move', *where(page, 21)), 'down', 'up', kind='touch' if width == 400 else 'mouse')
+    wait(page, 'chosen === 21 && !painting')
+    assert 'image 21' in shown(page, '#tip') and 'image 21' in shown(page, '#query')
+    box = page.js('const t = document.getElementById("tip").getBoundingClientRect(), s = canvas.getBoundingClientRect(); return [t.left - s.left, t.top - s.top, s.right - t.right, s.bottom - t.bottom]')
+    assert min(box) >= 0
+    page.screenshot(tmp_path/'page.png')
+    picture = np.asarray(Image.open(tmp_path/'page.png').convert('L'))
+    assert picture.std() > 10 and (picture.mean() < 80 if scheme == 'dark' else picture.mean() > 170)
