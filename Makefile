@@ -26,6 +26,7 @@ repro: env ## dvc repro: every table and figure, from the data to results/report
 
 ablations: env ## the ablations (about an hour), then the report with them; a killed one goes on with what is missing
 	dvc repro ablations/dvc.yaml
+	python -c 'from plm.ablation import publish; publish()'
 	dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
@@ -43,5 +44,5 @@ lock: env ## requirements.in -> requirements.lock
 	$(BIN)/python -m pip install -q pip-tools
 	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock requirements.in
 
-clean: ## remove what runs have left (not the environment, not the cache)
-	rm -rf runs scratch results/report.html
+clean: ## remove what runs have left, finished ablations too (not the environment, not the cache)
+	rm -rf runs scratch results/report.html results/map.html

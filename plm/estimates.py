@@ -91,10 +91,11 @@ def set_estimates(
             'hierarchical': _yes_or_no(same_cluster(z, AgglomerativeClustering(n_clusters))),
             'random_walk': Estimate(random_walk_similarity(z, k, alpha))}
 
-# %% ../nbs/16_estimates.ipynb #954a57f3
+# %% ../nbs/16_estimates.ipynb #f08e5de5
 def batch_estimates(
     t: Tensor, # (B, d) L2-normalised embeddings of a batch, B > m and B > k
-    k: int = 5, # neighbours of `plm_nearest_k`, and images in STML's context (the latter published)
+    k: int = 5, # images per query in a batch, itself included: `plm_nearest_k` holds the k - 1 nearest others (ours)
+    context: int = 5, # images in STML's context, the image itself included (published)
     m: int = 3, # dimension of a piece (ours)
     T: float | None = 0.9, # least quality of every member (ours); None: `plm` is `plm_whole_batch`
     visit: int | None = None, # how many nearest others a piece may visit; None: all (ours)
@@ -109,10 +110,10 @@ def batch_estimates(
         return Estimate(grade(found.basis), found.members)
     plm = pieces(T, visit)
     first, nearest = nearest_groups(t, m), nearest_groups(t, plm.groups.sum(1) - 1)
-    return {'contextual': Estimate(contextual_similarity(t, torch.arange(len(t), device=t.device), sigma, k)),
+    return {'contextual': Estimate(contextual_similarity(t, torch.arange(len(t), device=t.device), sigma, context)),
             'cosine': Estimate(t@t.T),
             'distance_decay': Estimate(grade(t.new_zeros(*t.shape, 1))),
-            'plm_whole_batch': pieces(None, None), 'plm_nearest_k': pieces(None, max(k, m)), 'plm': plm,
+            'plm_whole_batch': pieces(None, None), 'plm_nearest_k': pieces(None, max(k - 1, m)), 'plm': plm,
             'plm_binary': Estimate(_yes_or_no(plm.groups).similarity), 'nearest_same_size': _yes_or_no(nearest),
             'plm_admitted': Estimate(groups=plm.groups & ~first), 'next_nearest': Estimate(groups=nearest & ~first)}
 

@@ -490,7 +490,7 @@ sprite.decode().then(() => {
 });
 '''
 
-# %% ../nbs/18_map.ipynb #93b62c0e
+# %% ../nbs/18_map.ipynb #bc25809e
 _unit = 9999 # coordinates are whole numbers from -9999 to 9999
 
 def _sprite(tiles):
@@ -584,7 +584,7 @@ def write_map(
 <p class="soft"><b>✓</b> whole frame: same class. <b>✗</b> broken frame: another class.</p><button type="button" id="clear">clear (Esc)</button></div></aside></main>
 <div class="scores"><p class="soft" id="scores-are">R@1: how often the nearest other image is of the same class, in the full embedding and in each plane.</p><table aria-describedby="scores-are">
 <thead><tr><th scope="col">embedding</th><th scope="col">full</th>{''.join(f'<th scope="col">{escape(p)}</th>' for p in planes)}</tr></thead><tbody>{score_lines}</tbody></table></div>
-<p class="soft">Only nearness within a plane means something: position and scale are chosen for each plane alone, and it is turned so that points move as little as possible from the first.</p>
+<p class="soft">In t-SNE only nearness means something; in PCA distances do, too, as far as two components hold them. Position and scale are chosen for each plane alone, and it is turned so that points move as little as possible from the first.</p>
 <img id="sprite" alt="" hidden src="data:image/png;base64,{sprite}">
 <script type="application/json" id="data">{data}</script>
 <script>{_script}</script>

@@ -109,7 +109,7 @@ def versions() -> dict[str, str]: # name -> version; packages that are not insta
         except metadata.PackageNotFoundError: pass
     return found
 
-# %% ../nbs/15_report.ipynb #c138f72c
+# %% ../nbs/15_report.ipynb #b4f5c67e
 _style = '''
 :root { color-scheme: light dark; --ink: #1c1917; --soft: #57534e; --line: #d6d3d1; --paper: #fffdfa; --best: #ecfccb; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7e5e4; --soft: #a8a29e; --line: #44403c; --paper: #1c1917; --best: #365314; } }
@@ -138,8 +138,7 @@ pre { overflow-x: auto; padding: .8rem; border: 1px solid var(--line); border-ra
 @media print {
   :root { --ink: #000; --soft: #444; --paper: #fff; --best: #eee; }
   html { font-size: 9pt; } body { max-width: none; padding: 0; }
-  h2 { break-after: avoid; margin-top: 1.5rem; } figure, tr { break-inside: avoid; } nav { font-size: .9rem; margin: 1rem 0; line-height: 1.9; } a { color: inherit; }
-figure img { max-width: 11cm; }
+  h2 { break-after: avoid; margin-top: 1.5rem; } figure, tr { break-inside: avoid; } figure img { max-width: 11cm; } nav { display: none; }
   .wide { overflow: visible; } #published { font-size: 7pt; }
   pre { white-space: pre-wrap; }
   details::details-content { content-visibility: visible; block-size: auto; }
@@ -194,7 +193,7 @@ def _block(title, what, text, folder):
 def _section(heading, text, blocks, folder):
     return f'<h2 id="h-{_anchor(heading)}">{escape(heading)}</h2>\n<p>{escape(text)}</p>\n' + '\n'.join(_block(*block, folder) for block in blocks)
 
-# %% ../nbs/15_report.ipynb #d73b98ea
+# %% ../nbs/15_report.ipynb #66e9ceba
 _last = 'The paper’s results, for orientation'
 
 def write_report(
@@ -206,7 +205,7 @@ def write_report(
     versions: dict[str, str], # from `versions()`
     published, # from `published_rows()`
 ) -> None:
-    "Write the results as one self-contained HTML page. `ValueError` for a data set without rows a picture that is neither PNG nor GIF, a page that is not there."
+    "Write the results as one self-contained HTML page. `ValueError` for a data set without rows, a picture that is neither PNG nor GIF, a page that is not there."
     rows = list(rows)
     one_of(dataset, dict.fromkeys(r['dataset'] for r in rows), 'data set')
     header, lines = table_cells(r for r in rows if r['dataset'] == dataset)[dataset]

@@ -200,7 +200,7 @@ def describe_pieces(
         found['piece_quality'].append(pieces.quality()[others].double().mean().item())
     return {name: mean(values) for name, values in found.items()}
 
-# %% ../nbs/13_training.ipynb #4f584323
+# %% ../nbs/13_training.ipynb #3c993f1e
 def _epoch(method, images, batches, augment, opt, schedule, seed, epoch, bar) -> dict[str, float]:
     "One epoch; the mean of each term of the loss."
     g, totals = generator_at(seed, 'augment', epoch), {}
@@ -257,7 +257,7 @@ def train(
         batches.set_epoch(epoch)
         if estimated is not None: batches.refresh(estimated)
         row = _epoch(method, images, batches, augment, opt, schedule, seed, epoch, bar) | on_val()
-        if estimated is not None: estimated = embed(method.estimate, images)
+        if estimated is not None and (epoch + 1 < shared.epochs or hasattr(method, 'describe')): estimated = embed(method.estimate, images)
         if hasattr(method, 'describe'): row |= method.describe(estimated)
         log.append(dict(epoch=epoch + 1, images_seen=(epoch + 1)*len(batches)*shared.batch_size, **row))
         bar.set_postfix(loss=f"{row['loss']:.3f}", val=f"{log[-1]['val_recall_at_1']:.1%}")

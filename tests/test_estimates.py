@@ -99,7 +99,7 @@ def test_estimates_of_a_batch_are_what_they_are_named():
     assert torch.equal(found['plm'].groups, pieces.members)
     assert torch.equal(found['plm'].similarity, piecewise_linear_similarity(t, pieces.basis, 5, 0.25))
     assert found['plm_whole_batch'].groups.all()
-    assert (found['plm_nearest_k'].groups.sum(1) == 7).all()
+    assert (found['plm_nearest_k'].groups.sum(1) == 6).all()
     assert torch.equal(found['plm_binary'].similarity, (pieces.members.double() + pieces.members.double().T)/2)
     assert torch.equal(found['plm'].groups.sum(1), found['nearest_same_size'].groups.sum(1))
     assert torch.equal(found['plm_admitted'].groups.sum(1), pieces.members.sum(1) - 3)
@@ -155,9 +155,9 @@ def test_every_estimate_is_right_about_plain_blobs():
     z, labels = blobs()
     for name, e in (set_estimates(z, 4, k=5) | batch_estimates(z, k=5, m=1, visit=9)).items():
         found = quality([e], [labels])
-        if name != 'plm_whole_batch': assert found.get('label_purity', 1) == 1, name
+        if e.groups is not None and e.groups.clone().fill_diagonal_(False).any() and name != 'plm_whole_batch': assert found['label_purity'] == 1, name
         few = name in ('plm_binary', 'nearest_same_size', 'plm_whole_batch') # right about the pairs they name, silent about the others
-        assert found.get('correlation', 1) > (0.3 if few else 0.8), name
+        if e.similarity is not None: assert found['correlation'] > (0.3 if few else 0.8), name
 
 
 def test_quality_by_hand():

@@ -4,10 +4,11 @@ import faiss, numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import FaissKMeans
+from scipy import stats
 from scipy.stats import pearsonr
 from sklearn.metrics import normalized_mutual_info_score
 import reference_evaluation as reference
-from plm.evaluation import correlation, label_purity, map_at_r, nmi, ranking, recall_at_k, retrieval_metrics, summary
+from plm.evaluation import correlation, interval, label_purity, map_at_r, nmi, ranking, recall_at_k, retrieval_metrics, summary
 
 KEYS = ['recall_at_1', 'recall_at_2', 'recall_at_4', 'recall_at_8', 'map_at_r', 'nmi']
 
@@ -311,3 +312,13 @@ def test_summary_of_one_seed_has_no_deviation_and_of_a_seed_twice_is_an_error():
     row = dict(dataset='a', method='x', seed=0, metric='nmi', value=0.5)
     assert summary([row]) == {'a': {'x': {'nmi': {'mean': 0.5, 'n': 1}}}}
     with pytest.raises(ValueError, match='seed 0'): summary([row, {**row, 'seed': '0'}])
+
+
+@pytest.mark.parametrize('n', [2, 3, 7])
+def test_the_interval_is_that_of_scipy(n):
+    rng = np.random.default_rng(n)
+    a, b = rng.random(n), rng.random(n)
+    middle, half = interval((a - b).tolist())
+    assert [middle - half, middle + half] == pytest.approx(stats.ttest_rel(a, b).confidence_interval(0.95))
+    assert interval([0.25]) == (0.25, math.inf)
+    with pytest.raises(ValueError, match='no seed in common'): interval([])

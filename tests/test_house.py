@@ -1,7 +1,7 @@
 "The house rules of docs/design.md that a program can check."
 import ast, json, re, subprocess, sys, tokenize
 from pathlib import Path
-import pytest
+import pytest, yaml
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = {p.stem[3:]: p for p in sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))} # module -> notebook
@@ -168,3 +168,14 @@ def test_no_machine_paths_and_no_registries():
     files = [f for f in files if f.name != '.gitignore'] # there a leading slash is the folder's own
     found = [f'{f.relative_to(ROOT)}: {m.group()!r}' for f in files for r in (MACHINE, HOSTS) if (m := r.search(text_of(f)))]
     assert not found
+
+
+def test_a_stage_depends_on_what_its_notebook_imports():
+    "All modules of plm but `params` (DVC watches the values) and, where nothing else of it is used, `training` for `write_log` and `plots` for what is drawn and not kept."
+    stages = {**yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages'], **yaml.safe_load((ROOT/'ablations/dvc.yaml').read_text())['stages']}
+    for name, stage in stages.items():
+        source = ''.join(''.join(cell['source']) + '\n' for cell in json.loads((ROOT/f'nbs/pipeline/{name}.ipynb').read_text())['cells'])
+        imported = dict(re.findall(r'^from plm\.(\w+) import (.*)$', source, re.M))
+        free = {'params', *({'training'} if imported.get('training') == 'write_log' else ()), *({'plots'} if not any('report.html' in str(out) for out in stage['outs']) else ())}
+        missing = {f'plm/{m}.py' for m in imported.keys() - free} - set(stage['deps'])
+        assert not missing, f'{name} imports {missing}'

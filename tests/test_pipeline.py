@@ -80,6 +80,7 @@ def toy(tmp_path_factory):
     assert '-p n_seeds 1' in stages
     (root/'dvc.yaml').write_text(stages)
     (root/'docs/ablation.csv').write_text('dataset,study,setting,seed,metric,value\nomniglot,m,2,0,recall_at_1,0.5\n')
+    (root/'docs/ablation.json').write_text('{"omniglot": {}}\n')
     (root/'ablations/params.yaml').write_text(yaml.safe_dump(dict(epochs=1, workers=2, studies={'m': [2, 3], 'parts': {'full': {}, 'no subset selection': {'T': None}}})))
     params = yaml.safe_load((ROOT/'params.yaml').read_text())
     params.update(dataset='glyphs', methods=list(METHODS), seeds=list(SEEDS), device='cpu')
@@ -187,12 +188,37 @@ def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
     assert {(r['study'], r['setting']) for r in rows} == {('m', '2'), ('m', '3'), ('parts', 'full'), ('parts', 'no subset selection')} and {r['dataset'] for r in rows} == {'glyphs'}
     value = {(r['study'], r['setting'], r['metric']): r['value'] for r in rows}
     assert all(value['m', '3', k] == value['parts', 'full', k] for k in ('recall_at_1', 'map_at_r')) and len(list((own.scratch/'ablation').iterdir())) == 3*len(SEEDS)
+    own.ok('python', '-c', 'from plm.ablation import publish; publish()') # as `make ablations` does
     kept = list(csv.DictReader(open(own.root/'docs/ablation.csv')))
     assert kept[1:] == rows and kept[0]['dataset'] == 'omniglot' # of another data set: left alone
     assert own.would_run('ablations/dvc.yaml') == [] and own.would_run() == ['report']
     own.ok('dvc', 'repro')
     page = (own.root/'results/report.html').read_text()
-    assert 'Study: m' in page and 'Study: parts' in page and 'None have been run' not in page
+    assert 'Study: m' in page and 'Study: parts' in page and 'None have been run' not in page and 'with other constants' not in page
+    own.edit_params('glyphs', 'plm', 'delta', value=1.25)
+    own.ok(*own.notebook('report'))
+    assert 'made with other constants: plm.delta = ' in (own.root/'results/report.html').read_text()
+
+
+def test_tables_of_the_other_stages(toy):
+    rows = list(csv.DictReader(open(toy.root/'results/similarity.csv')))
+    assert list(rows[0]) == ['dataset', 'embedding', 'estimate', 'seed', 'metric', 'value'] # `embedding`: before or after training
+    assert {r['embedding'] for r in rows} == {'before', 'after'} and {'kmeans', 'hierarchical', 'random_walk', 'contextual', 'cosine', 'plm', 'plm_whole_batch', 'plm_nearest_k'} <= {r['estimate'] for r in rows}
+    keys = [tuple(r.values())[:-1] for r in rows]
+    assert len(set(keys)) == len(keys) and all(0 <= float(r['value']) <= 1 for r in rows if r['metric'] == 'label_purity') and all(-1 <= float(r['value']) <= 1 for r in rows if r['metric'] == 'correlation')
+    rows = list(csv.DictReader(open(toy.root/'results/map.csv')))
+    full = {r['embedding']: float(r['value']) for r in rows if r['plane'] == 'full' and r['metric'] == 'recall_at_1'}
+    retrieval = {r['method']: float(r['value']) for r in csv.DictReader(open(toy.root/'results/retrieval.csv')) if r['metric'] == 'recall_at_1'}
+    assert full == {'before training': pytest.approx(retrieval['pretrained'], abs=1e-6), 'after plm': pytest.approx(retrieval['plm'], abs=1e-6)}
+    assert {r['plane'] for r in rows} == {'full', 't-SNE', 'PCA'}
+
+
+def test_without_plm_there_is_still_a_report(toy, tmp_path):
+    own = toy.copy(tmp_path/'toy')
+    own.edit_params('methods', value=['pretrained'])
+    for stage in ('evaluate', 'similarity', 'map', 'report'): own.ok(*own.notebook(stage, stage))
+    assert {r['embedding'] for r in csv.DictReader(open(own.root/'results/similarity.csv'))} == {'before'}
+    assert 'Pieces and proxies' not in (own.root/'results/report.html').read_text()
 
 
 # ---- labels, and equal seeds

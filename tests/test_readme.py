@@ -1,7 +1,9 @@
 "What the README shows is true: its code runs, its tables are the results, its links lead somewhere."
 import csv, re
 from pathlib import Path
+from statistics import mean, stdev
 import pytest
+from plm.ablation import findings_table
 from plm.report import markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -32,3 +34,19 @@ def test_links_and_pictures_exist():
     assert len(targets) > 15
     missing = [t for t in targets if not t.startswith('http') and not (ROOT/t).exists()]
     assert not missing
+
+
+def test_the_findings_are_those_of_the_last_ablations():
+    shown = re.search(r'<!-- findings: docs/ablation.csv -->\n(.*?)<!-- end -->', README, re.S).group(1).strip()
+    header, lines = findings_table([row for row in csv.DictReader(open(ROOT/'docs/ablation.csv')) if row['dataset'] == 'glyphs'])
+    assert len(lines) >= 5 and shown == '\n'.join(f"| {' | '.join(line)} |" for line in [header, ['---']*len(header), *lines])
+
+
+def test_the_views_are_those_of_the_last_ablations():
+    shown = re.search(r'<!-- study: view -->\n(.*?)<!-- end -->', README, re.S).group(1).strip()
+    values = {}
+    for row in csv.DictReader(open(ROOT/'docs/ablation.csv')):
+        if (row['dataset'], row['study']) == ('glyphs', 'view'): values.setdefault(row['setting'], {}).setdefault(row['metric'], []).append(100*float(row['value']))
+    cell = lambda v: f'{mean(v):.1f} ± {stdev(v):.1f}'
+    assert len(values) == 4 and shown == '\n'.join(['| what the estimating encoder sees | R@1 on test | R@1 on val |', '| --- | ---: | ---: |',
+        *(f"| {name} | {cell(v['recall_at_1'])} | {cell(v['val_recall_at_1'])} |" for name, v in values.items())])

@@ -219,7 +219,7 @@ def test_each_term_can_be_left_out(tmp_path, undisturbed):
 
 def test_what_the_estimating_encoder_sees():
     "Plain: the images as they are, whatever the augmentation; augmented: other views than the trained encoder's (PLM), the same (STML)."
-    for name, views in (('plm', 2), ('stml', 2)):
+    for name in ('plm', 'stml'):
         seen, drawn = {}, {}
         for view in ('plain', 'augmented'):
             method = training._CLASSES[name](start(), replace(CONSTANTS[name], view=view), 0)
