@@ -109,7 +109,7 @@ def versions() -> dict[str, str]: # name -> version; packages that are not insta
         except metadata.PackageNotFoundError: pass
     return found
 
-# %% ../nbs/15_report.ipynb #b4f5c67e
+# %% ../nbs/15_report.ipynb #34b19e78
 _style = '''
 :root { color-scheme: light dark; --ink: #1c1917; --soft: #57534e; --line: #d6d3d1; --paper: #fffdfa; --best: #ecfccb; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7e5e4; --soft: #a8a29e; --line: #44403c; --paper: #1c1917; --best: #365314; } }
@@ -126,6 +126,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
 thead tr:first-child th:first-child, tbody th { text-align: left; position: sticky; left: 0; background: var(--paper); }
 th { font-weight: 600; } tbody th { font-weight: 400; }
+table.text { white-space: normal; } table.text td { white-space: nowrap; } table.text th { min-width: 5rem; } table.text tbody th { min-width: 11rem; } table.text th, table.text td { padding: .2rem .45rem; }
 thead th[colspan] { text-align: center; }
 #published { font-size: .82rem; } #published th, #published td { padding: .15rem .35rem; }
 .best { font-weight: 700; background: var(--best); }
@@ -179,7 +180,7 @@ def _picture(title, image, text):
 def _table(title, header, lines, text):
     head = ''.join(f'<th scope="col">{escape(h)}</th>' for h in header)
     body = ''.join(f'<tr><th scope="row">{escape(first)}</th>' + ''.join(f'<td>{escape(cell)}</td>' for cell in rest) + '</tr>\n' for first, *rest in lines)
-    return (f'<h3>{escape(title)}</h3><div class="wide"><table id="{_anchor(title)}" aria-describedby="{_anchor(title)}-says">\n<thead><tr>{head}</tr></thead>\n'
+    return (f'<h3>{escape(title)}</h3><div class="wide"><table class="text" id="{_anchor(title)}" aria-describedby="{_anchor(title)}-says">\n<thead><tr>{head}</tr></thead>\n'
             f'<tbody>{body}</tbody></table></div><p class="note" id="{_anchor(title)}-says">{escape(text)}</p>')
 
 def _anchor(text): return re.sub(r'\W+', '-', text.lower()).strip('-')
