@@ -21,8 +21,8 @@ from .params import METHODS, TrainParams, load_params
 from .training import fingerprint, load_state, train, write_log
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'PUBLISHED_BANDS', 'Setting', 'load_studies', 'run_setting', 'run_settings', 'paired_gain', 'findings',
-           'findings_table', 'publish', 'plot_study']
+__all__ = ['PUBLISHED', 'PUBLISHED_BANDS', 'Setting', 'load_studies', 'run_setting', 'run_jobs', 'run_settings', 'paired_gain',
+           'findings', 'findings_table', 'publish', 'plot_study']
 
 # %% ../nbs/17_ablation.ipynb #d63d4a91
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def run_setting(
     return {'recall_at_1': recall_at_k(neighbours, labels, 1), 'recall_at_2': recall_at_k(neighbours, labels, 2),
             'map_at_r': map_at_r(neighbours, labels), 'val_recall_at_1': log[-1]['val_recall_at_1']}
 
-# %% ../nbs/17_ablation.ipynb #fb5f8bb6
+# %% ../nbs/17_ablation.ipynb #4405b702
 def _begin(on_cpu):
     "In a worker: the parent shows the progress bar; one thread; and an end when the parent ends, however it ends."
     sys.stdout = sys.stderr = open(os.devnull, 'w')
@@ -99,6 +99,31 @@ def _begin(on_cpu):
         os._exit(1)
     threading.Thread(target=follow, daemon=True).start()
 
+def run_jobs(
+    function, # called as function(file, *arguments) in a worker; writes `file`, whole or not at all; importable by its name
+    jobs: dict[Path, tuple], # file -> (what the job is, for the message if it fails; arguments)
+    desc: str, # text of the progress bar
+    workers: int | None = None, # processes side by side; None: one for each core, or one if the device is a GPU
+    device: str = 'cpu', # where they work
+):
+    "Do the jobs whose file is not there yet, side by side. `RuntimeError` names a job that fails; what has finished by then is kept."
+    todo = {file: job for file, job in jobs.items() if not Path(file).exists()}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    on_cpu = torch.device(device).type == 'cpu'
+    workers = min(workers or (cores if on_cpu else 1), len(todo) or 1)
+    there = len(jobs) - len(todo)
+    bar = progress(range(len(todo)), desc + f' but {there} that are done'*bool(there))
+    # spawn: a forked copy of a process that has used OpenMP or CUDA can hang
+    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _begin, (on_cpu,)) as pool:
+        running = {pool.submit(function, file, *arguments): what for file, (what, arguments) in todo.items()}
+        try:
+            for job in as_completed(running):
+                try: job.result()
+                except Exception as e: raise RuntimeError(f"{running[job]}: {type(e).__name__}: {e}") from e
+                bar.update()
+        except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
+    bar.close()
+
 def _run(file, *args):
     found = run_setting(*args)
     with whole_file(file) as tmp: tmp.write_text(json.dumps(found))
@@ -107,31 +132,16 @@ def run_settings(
     settings: list[Setting], # from `load_studies`
     shared: TrainParams, # what all of them share
     seeds: list[int], # each setting runs on each
-    workers: int | None = None, # processes side by side; None: one for each core, or one if the device is a GPU
+    workers: int | None = None, # as in `run_jobs`
     device: str = 'cpu', # where they train
     runs: str | Path = 'runs', # folder of the pipeline's files
     scratch: str | Path = 'scratch', # finished and unfinished runs
 ) -> list[dict]: # rows of study, setting, seed, metric, value (0 to 1), in the order of settings and seeds
-    "Run what has not been run yet, and collect. A run that fails is named; what has finished by then is kept."
+    "Run what has not been run yet, and collect. Errors of `run_jobs`."
     data = fingerprint(inspect.getsource(run_setting), torch.device(device).type, *(load_images(f'{runs}/data', split) for split in ('train', 'val', 'test')), *(load_labels(f'{runs}/data', split) for split in ('val', 'test')))
     start = {seed: fingerprint(*load_state(f'{runs}/pretrain/{seed}/encoder.pt').values()) for seed in seeds}
     asked = [(s, seed, Path(scratch)/'ablation'/f'{s.method}-{seed}-{fingerprint(s.method, s.constants, shared, seed, data, start[seed])}.json') for s in settings for seed in seeds]
-    todo = {file: (s, seed) for s, seed, file in asked if not file.exists()}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    workers = min(workers or (cores if torch.device(device).type == 'cpu' else 1), len(todo) or 1)
-    there = len({file for *_, file in asked}) - len(todo)
-    bar = progress(range(len(todo)), 'ablations' + f' but {there} that are done'*bool(there))
-    # spawn: a forked copy of a process that has used OpenMP or CUDA can hang
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _begin, (torch.device(device).type == 'cpu',)) as pool:
-        running = {pool.submit(_run, file, s.method, s.constants, shared, seed, runs, device, scratch): (s, seed) for file, (s, seed) in todo.items()}
-        try:
-            for job in as_completed(running):
-                s, seed = running[job]
-                try: job.result()
-                except Exception as e: raise RuntimeError(f"study {s.study!r}, setting {s.name!r}, seed {seed}: {type(e).__name__}: {e}") from e
-                bar.update()
-        except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise
-    bar.close()
+    run_jobs(_run, {file: (f'study {s.study!r}, setting {s.name!r}, seed {seed}', (s.method, s.constants, shared, seed, runs, device, scratch)) for s, seed, file in asked}, 'ablations', workers, device)
     return [dict(study=s.study, setting=s.name, seed=seed, metric=metric, value=value) for s, seed, file in asked for metric, value in json.loads(file.read_text()).items()]
 
 # %% ../nbs/17_ablation.ipynb #c2e2b95c

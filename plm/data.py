@@ -17,7 +17,7 @@ from .omniglot import omniglot_splits
 # %% auto #0
 __all__ = ['SPLITS', 'DATASETS', 'save_splits', 'load_images', 'load_labels', 'make_dataset', 'Augment']
 
-# %% ../nbs/03_data.ipynb #067bf94a
+# %% ../nbs/03_data.ipynb #3814bdff
 SPLITS = ('source', 'train', 'val', 'test')
 DATASETS = ('glyphs', 'omniglot')
 
@@ -49,10 +49,12 @@ def load_images(
 
 def load_labels(
     folder: str | Path, # a folder written by `save_splits`
-    split: str, # 'source', 'val' or 'test'
+    split: str, # 'source', 'val' or 'test'; 'train' for supervised training
+    *,
+    supervised: bool = False, # True: the labels of 'train' are meant to be seen
 ) -> Tensor: # (N,) int64
-    "The labels of a split. Refuses 'train' (`ValueError`): nothing in this project may see those."
-    if split == 'train': raise ValueError("the labels of 'train' are not to be had: training is unsupervised. Use 'val' to choose constants.")
+    "The labels of a split. Refuses 'train' (`ValueError`) unless the caller says that it trains with labels."
+    if split == 'train' and not supervised: raise ValueError("the labels of 'train' are not to be had: training is unsupervised. Use 'val' to choose constants; for a supervised method pass supervised=True.")
     return torch.from_numpy(_load(folder, split, 'labels'))
 
 def _load(folder, split, kind):

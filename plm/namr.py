@@ -14,9 +14,9 @@ from .core import check_embeddings, one_of
 
 # %% auto #0
 __all__ = ['StructureHead', 'check_structure', 'lift_queries', 'lift_items', 'adaptive_distances', 'check_index',
-           'adaptive_search', 'near_to_far', 'multi_cluster_ranking', 'AdaptiveDistance', 'NAMR']
+           'adaptive_search', 'near_to_far', 'check_ranking', 'multi_cluster_ranking', 'AdaptiveDistance', 'NAMR']
 
-# %% ../nbs/19_namr.ipynb #8461abf7
+# %% ../nbs/19_namr.ipynb #d8101918
 class StructureHead(nn.Module):
     "Backbone features to structure embeddings: positive weights of mean 1 within a band around 1, all equal to 1 before training (NAMR; the formula is our reading)."
     def __init__(self,
@@ -36,10 +36,10 @@ class StructureHead(nn.Module):
     ) -> Tensor: # (B, d) w, each row of mean 1, entries in (1 - band, 1 + band). `ValueError` for NaN or a wrong length
         check_embeddings(h, 'features h')
         if h.shape[1] != self.linear.in_features: raise ValueError(f"features h have length {h.shape[1]}, this head was made for {self.linear.in_features}. Set in_features to what the backbone gives.")
-        a = self.linear(h).tanh()
+        a = self.linear(F.normalize(h, dim=1)).tanh()
         return 1 + self.band*(a - a.mean(1, keepdim=True))/2
 
-# %% ../nbs/19_namr.ipynb #a485e3f3
+# %% ../nbs/19_namr.ipynb #a03f2513
 def check_structure(
     e: Tensor, # (B, d) sample embeddings
     w: Tensor, # (B, d) structure embeddings
@@ -55,14 +55,14 @@ def lift_queries(
     e: Tensor, # (Q, d) sample embeddings of the queries
     w: Tensor, # (Q, d) their structure embeddings
 ) -> Tensor: # (Q, 2d) what to search an inner-product index for
-    "[2 w⊙e, −w]: the inner product with a lifted item is −D up to a constant of the query (our reading of NAMR)."
-    return torch.cat([2*w*e, -w], 1)
+    "[2 w_k e_k, −w_k] for each coordinate k in turn: the inner product with a lifted item is −D up to a constant of the query (our reading of NAMR)."
+    return torch.stack([2*w*e, -w], 2).flatten(1)
 
 def lift_items(
     e: Tensor, # (N, d) sample embeddings of the items
 ) -> Tensor: # (N, 2d) what to store in an inner-product index
-    "[e, e²]; items need no structure embedding, because the neighbourhood is the query's."
-    return torch.cat([e, e.square()], 1)
+    "[e_k, e_k²] for each coordinate k in turn; items need no structure embedding, because the neighbourhood is the query's."
+    return torch.stack([e, e.square()], 2).flatten(1)
 
 def adaptive_distances(
     e_q: Tensor, # (Q, d) sample embeddings of the queries
@@ -114,8 +114,8 @@ def near_to_far(
     d = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist') # differences first: nothing cancels
     return d.fill_diagonal_(-1).argsort(dim=1, stable=True)[:, 1:]
 
-# %% ../nbs/19_namr.ipynb #47a32723
-def _check_ranking(
+# %% ../nbs/19_namr.ipynb #c72ca6ce
+def check_ranking(
     C: int, # number of clusters
     margin: float, # between the means of neighbouring clusters, in units of the anchor's mean distance
 ):
@@ -129,13 +129,13 @@ def multi_cluster_ranking(
     e: Tensor, # (B, d) sample embeddings
     w: Tensor, # (B, d) structure embeddings, positive
     order: Tensor, # (B, B-1) the other points from near to far, from `near_to_far`
-    C: int = 4, # clusters, 2 to B-1 (ours)
-    margin: float = 0.2, # per cluster, in units of the anchor's mean distance, above 0 and below 2/(C-1) (ours)
+    C: int = 50, # clusters, 2 to B-1 (ours; for batches of 100)
+    margin: float = 0.003, # per cluster, in units of the anchor's mean distance, above 0 and below 2/(C-1) (ours)
 ) -> Tensor: # scalar, at least 0; gradients to e and w. `ValueError` if the batch is too small, or an input does not fit
     "How far each anchor's clusters are from standing in order, near to far, in its adaptive distance (NAMR; the formula is our reading)."
     B, n = len(e), len(e) - 1
     if C > n: raise ValueError(f"C = {C} clusters cannot be cut from the {n} other points of a batch of {B}. Use at least {C + 1} points, or fewer clusters.")
-    _check_ranking(C, margin)
+    check_ranking(C, margin)
     if order.shape != (B, n): raise ValueError(f"order must have shape (B, B-1) = {(B, n)}, got {tuple(order.shape)}. Take near_to_far of the same batch.")
     d = adaptive_distances(e, w, e).gather(1, order)
     d = d/d.mean(1, keepdim=True).clamp_min(1e-12) # all points in one place: 0, not 0/0
@@ -144,7 +144,7 @@ def multi_cluster_ranking(
     near, far = torch.triu_indices(C, C, 1, device=e.device)
     return F.relu(means[:, near] - means[:, far] + margin*(far - near).to(d.dtype)).mean()
 
-# %% ../nbs/19_namr.ipynb #62c1e4b2
+# %% ../nbs/19_namr.ipynb #94717f8c
 class AdaptiveDistance(BaseDistance):
     "The adaptive distance for the losses and miners of pytorch-metric-learning: they are given rows [e, w] of length 2d; references may also be plain rows e, such as proxies."
     def __init__(self,
@@ -172,14 +172,14 @@ class NAMR(nn.Module):
     "Neighborhood-adaptive multi-cluster ranking beside any metric loss (NAMR, IEEE TCSVT 2022; the formulas are our reading)."
     def __init__(self,
         metric_loss, # any callable of (e, target): a loss of pytorch-metric-learning, a `plm.losses.PLMLoss`, ...; a module's parameters become this one's
-        C: int = 4, # clusters around each anchor, at least 2 (ours)
-        margin: float = 0.2, # per cluster, in units of the anchor's mean distance, below 2/(C-1) (ours)
+        C: int = 50, # clusters around each anchor, at least 2 and below the batch size (ours; for batches of 100)
+        margin: float = 0.003, # per cluster, in units of the anchor's mean distance, below 2/(C-1) (ours)
         weight: float = 1., # λ, of the ranking, at least 0 (ours)
         metric_on: str = 'plain', # the distance that the metric loss sees: 'plain', or 'adaptive' (losses of pytorch-metric-learning on Euclidean or cosine distance) (ours)
         miner = None, # of pytorch-metric-learning: picks the pairs or triplets of the metric loss; None: all
     ):
         super().__init__()
-        _check_ranking(C, margin)
+        check_ranking(C, margin)
         if not weight >= 0: raise ValueError(f"weight must be at least 0, got {weight}.")
         self.adaptive = one_of(metric_on, ('plain', 'adaptive'), 'metric_on') == 'adaptive'
         self.metric_loss, self.miner = (_on_adaptive(x) if self.adaptive and x is not None else x for x in (metric_loss, miner))

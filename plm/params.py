@@ -13,8 +13,8 @@ from .data import DATASETS
 from .encoder import BACKBONES
 
 # %% auto #0
-__all__ = ['METHODS', 'SIZES', 'PretrainParams', 'TrainParams', 'PretrainedParams', 'SimCLRParams', 'STMLParams', 'PLMParams',
-           'GlyphsSizes', 'OmniglotSizes', 'Params', 'load_params', 'project_root']
+__all__ = ['METHODS', 'SIZES', 'LIMITS', 'PretrainParams', 'TrainParams', 'PretrainedParams', 'SimCLRParams', 'STMLParams',
+           'PLMParams', 'GlyphsSizes', 'OmniglotSizes', 'Params', 'read_section', 'load_params', 'project_root']
 
 # %% ../nbs/12_params.ipynb #570eac2c
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Params:
     train: TrainParams # what the unsupervised methods share
     method: dict # name of a method -> its constants
 
-# %% ../nbs/12_params.ipynb #3686d9c5
-_LIMITS = { # a parameter means the same wherever it stands, so it has one range
+# %% ../nbs/12_params.ipynb #947f9fb1
+LIMITS = { # a parameter means the same wherever it stands, so it has one range
     **dict.fromkeys(('lr', 'temperature', 'sigma', 'delta'), (lambda v: 0 < v < math.inf, 'a number above 0')),
     **dict.fromkeys(('epochs', 'dim', 'm', 'wide', 'n_train'), (lambda v: v >= 1, 'at least 1')),
     **dict.fromkeys(('batch_size', 'k', 'per_class', 'n_val', 'n_test'), (lambda v: v >= 2, 'at least 2')),
@@ -117,8 +117,13 @@ _LIMITS = { # a parameter means the same wherever it stands, so it has one range
     'backbone': (lambda v: v in BACKBONES, f"one of {', '.join(BACKBONES)}"),
 }
 
-def _read(cls, values, where):
-    "Fill the dataclass `cls` from a mapping; every complaint says where in the file."
+def read_section(
+    cls, # a dataclass; its annotations are the types that are asked for
+    values, # what the file has there
+    where: str, # the section's name in the file, for the message
+    limits: dict = LIMITS, # name -> (test of a value, the range in words)
+): # an instance of `cls`
+    "Fill a dataclass from a mapping; `ValueError` says where in the file, and what is wrong."
     if not isinstance(values, dict): raise ValueError(f"{where} must be a mapping of names to values, got {values!r}.")
     hints = typing.get_type_hints(cls)
     for name in values:
@@ -132,7 +137,7 @@ def _read(cls, values, where):
         fits = any((isinstance(value, (int, float)) if k is float else isinstance(value, k)) and not isinstance(value, bool) for k in kinds)
         if not fits: raise ValueError(f"{where}.{name} must be {' or '.join('null' if k is types.NoneType else k.__name__ for k in kinds)}, got {value!r}."
                                       + (" In YAML write 1.0e-3, not 1e-3." if isinstance(value, str) and float in kinds else ''))
-        allowed, text = _LIMITS[name]
+        allowed, text = limits[name]
         if not allowed(value): raise ValueError(f"{where}.{name} must be {text}, got {value!r}.")
     return cls(**values)
 
@@ -172,7 +177,7 @@ def _section(values, name):
     for entry in values: one_of(entry, kinds, f'entry of {name}')
     missing = kinds.keys() - values.keys()
     if missing: raise ValueError(f"{name}.{sorted(missing)[0]} is missing.")
-    read = {entry: _read(cls, values[entry], f'{name}.{entry}') for entry, cls in kinds.items()}
+    read = {entry: read_section(cls, values[entry], f'{name}.{entry}') for entry, cls in kinds.items()}
     train, p = read['train'], read['plm']
     if train.batch_size % 2: raise ValueError(f"{name}.train.batch_size must be even, because some methods see each image twice, got {train.batch_size}.")
     for entry, k, views in (('plm', p.k, 1), ('stml', read['stml'].k, 2)):

@@ -5,6 +5,8 @@ import math, torch
 def structure(h, weight, bias, band):
     rows = []
     for x in h.double().tolist():
+        length = math.sqrt(sum(v*v for v in x))
+        x = [v/max(length, 1e-12) for v in x]
         a = [math.tanh(sum(m*v for m, v in zip(line, x)) + c) for line, c in zip(weight.double().tolist(), bias.double().tolist())]
         mean = sum(a)/len(a)
         rows.append([1 + band/2*(v - mean) for v in a])

@@ -44,6 +44,11 @@ def test_train_labels_are_refused_whether_or_not_they_are_there(tmp_path):
     with pytest.raises(ValueError, match="labels of 'train'"): load_labels(tmp_path, 'train')
 
 
+def test_train_labels_are_given_to_those_who_say_that_they_train_with_labels(tmp_path):
+    save_splits(small(), tmp_path)
+    assert load_labels(tmp_path, 'train', supervised=True).tolist() == np.load(tmp_path/'train_labels.npy').tolist()
+
+
 @pytest.mark.parametrize('a, b', [('train', 'val'), ('train', 'test'), ('val', 'test')])
 def test_classes_that_overlap_are_refused_before_anything_is_written(tmp_path, a, b):
     splits = small()

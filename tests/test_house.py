@@ -172,9 +172,10 @@ def test_no_machine_paths_and_no_registries():
 
 def test_a_stage_depends_on_what_its_notebook_imports():
     "All modules of plm but `params` (DVC watches the values) and, where nothing else of it is used, `training` for `write_log` and `plots` for what is drawn and not kept."
-    stages = {**yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages'], **yaml.safe_load((ROOT/'ablations/dvc.yaml').read_text())['stages']}
+    stages = {f'{file}:{name}': stage for file in ('dvc.yaml', 'ablations/dvc.yaml', 'namr/dvc.yaml') for name, stage in yaml.safe_load((ROOT/file).read_text())['stages'].items()}
     for name, stage in stages.items():
-        source = ''.join(''.join(cell['source']) + '\n' for cell in json.loads((ROOT/f'nbs/pipeline/{name}.ipynb').read_text())['cells'])
+        notebook, = (dep for dep in stage['deps'] if dep.endswith('.ipynb'))
+        source = ''.join(''.join(cell['source']) + '\n' for cell in json.loads((ROOT/notebook).read_text())['cells'])
         imported = dict(re.findall(r'^from plm\.(\w+) import (.*)$', source, re.M))
         free = {'params', *({'training'} if imported.get('training') == 'write_log' else ()), *({'plots'} if not any('report.html' in str(out) for out in stage['outs']) else ())}
         missing = {f'plm/{m}.py' for m in imported.keys() - free} - set(stage['deps'])

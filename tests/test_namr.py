@@ -6,11 +6,17 @@ from pytorch_metric_learning import distances, losses, miners
 from torch import nn
 from plm.core import generator_at
 from plm.losses import PLMLoss
-from plm.namr import NAMR, AdaptiveDistance, StructureHead, adaptive_distances, adaptive_search, check_index, lift_items, lift_queries, multi_cluster_ranking, near_to_far
+from plm import namr as module
+from plm.namr import AdaptiveDistance, StructureHead, adaptive_distances, adaptive_search, check_index, lift_items, lift_queries, near_to_far
 from plm.proxies import Proxies
 import reference_namr as slow
 
 faiss.omp_set_num_threads(1)
+
+
+# the defaults are for batches of 100; here are a dozen points
+def NAMR(loss, C=4, margin=0.2, *args, **kw): return module.NAMR(loss, C, margin, *args, **kw)
+def multi_cluster_ranking(e, w, order, C=4, margin=0.2): return module.multi_cluster_ranking(e, w, order, C, margin)
 
 
 def unit(n, d, *address, copies=False, dtype=torch.float64):
@@ -70,6 +76,7 @@ def test_adaptive_distances_are_the_double_loop(q, n, d, seed, copies):
     assert single.dtype == torch.float32 and single.min() >= 0 and (single - expected).abs().max() < 1e-5
     own = (w_q*e_q.square()).sum(1, keepdim=True)
     assert (own - lift_queries(e_q, w_q)@lift_items(e_x).T - expected).abs().max() < 1e-12
+    assert torch.equal(lift_items(e_x)[:, ::2], e_x) and torch.equal(lift_items(e_x)[:, 1::2], e_x.square()) # side by side
     assert (adaptive_distances(e_q, torch.ones_like(w_q), e_x) - torch.cdist(e_q, e_x)**2).abs().max() < 1e-12
 
 

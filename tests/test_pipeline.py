@@ -74,14 +74,23 @@ def toy(tmp_path_factory):
     ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '[0-9]*.ipynb')
     for folder in ('nbs', 'plm'): shutil.copytree(ROOT/folder, root/folder, ignore=ignore)
     (root/'.dvc').mkdir()
-    for folder in ('docs', 'ablations'): (root/folder).mkdir()
-    for file in ('dvc.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore', 'ablations/dvc.yaml'): shutil.copy(ROOT/file, root/file)
+    for folder in ('docs', 'ablations', 'namr'): (root/folder).mkdir()
+    for file in ('dvc.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore', 'ablations/dvc.yaml', 'namr/dvc.yaml'): shutil.copy(ROOT/file, root/file)
     stages = (root/'dvc.yaml').read_text().replace('runs/notebooks/toy.ipynb\n    deps', 'runs/notebooks/toy.ipynb -p steps 4 -p n_seeds 1\n    deps')
     assert '-p n_seeds 1' in stages
     (root/'dvc.yaml').write_text(stages)
     (root/'docs/ablation.csv').write_text('dataset,study,setting,seed,metric,value\nomniglot,m,2,0,recall_at_1,0.5\n')
     (root/'docs/ablation.json').write_text('{"omniglot": {}}\n')
     (root/'ablations/params.yaml').write_text(yaml.safe_dump(dict(epochs=1, workers=2, studies={'m': [2, 3], 'parts': {'full': {}, 'no subset selection': {'T': None}}})))
+    (root/'docs/namr.csv').write_text('dataset,loss,variant,seed,metric,value\n' + ''.join(f'toy,triplet,{v},{s},{m},0.{s + 5}\n' for v in ('plain', 'wide', 'namr') for s in (0, 1) for m in ('recall_at_1', 'map_at_r')))
+    (root/'docs/index.csv').write_text('dataset,vectors,embedding,index,setting,metric,value\n' + ''.join(f'toy,9,{e},Flat,Flat,{m},1\n' for e in ('sample', 'NAMR')
+                                       for m in ('build_seconds', 'index_bytes', 'bytes_per_vector', 'recall_at_10', 'queries_per_second')))
+    namr = yaml.safe_load((ROOT/'namr/params.yaml').read_text()) | dict(seeds=[3, 4], workers=2)
+    namr['train'] |= dict(dim=32, epochs=1, batch_size=20, per_class=5)
+    namr['structure'] |= dict(C=5, margin=0.02)
+    namr['unsupervised'] |= dict(epochs=1)
+    namr['losses'] = {'triplet': namr['losses']['triplet']}
+    (root/'namr/params.yaml').write_text(yaml.safe_dump(namr))
     params = yaml.safe_load((ROOT/'params.yaml').read_text())
     params.update(dataset='glyphs', methods=list(METHODS), seeds=list(SEEDS), device='cpu')
     glyphs = params['glyphs']
@@ -198,6 +207,31 @@ def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
     own.edit_params('glyphs', 'plm', 'delta', value=1.25)
     own.ok(*own.notebook('report'))
     assert 'made with other constants: plm.delta = ' in (own.root/'results/report.html').read_text()
+
+
+def test_namr_runs_when_asked_and_finds_its_place(toy, tmp_path):
+    own = toy.copy(tmp_path/'toy')
+    stages = [f'{s}@{d}' for s in ('prepare', 'train') for d in ('glyphs', 'omniglot')] + ['evaluate-namr', 'index']
+    assert sorted(s.split(':')[1] for s in own.would_run('namr/dvc.yaml')) == sorted(stages) and own.would_run() == []
+    for stage in ('namr_prepare', 'namr_train'): own.ok(*own.notebook(stage, stage, dataset='glyphs'))
+    own.ok(*own.notebook('namr_evaluate', 'namr_evaluate'), '-y', 'datasets: [glyphs]')
+    rows = list(csv.DictReader(open(own.root/'results/namr.csv')))
+    assert list(rows[0]) == ['dataset', 'loss', 'variant', 'seed', 'metric', 'value'] and {r['dataset'] for r in rows} == {'glyphs'}
+    runs = {(r['loss'], r['variant'], r['seed']) for r in rows}
+    assert runs == {('triplet', v, s) for v in ('plain', 'wide', 'namr') for s in '34'} | {('plm', v, s) for v in ('plain', 'namr') for s in '34'}
+    value = {(r['loss'], r['variant'], r['seed'], r['metric']): float(r['value']) for r in rows}
+    assert all((*run, 'recall_at_1') in value and (*run, 'val_map_at_r') in value for run in runs) and all(0 <= v <= 1 for v in value.values())
+    learned = np.load(own.root/'runs/namr/glyphs/embeddings.npz')
+    assert learned['e'].shape == learned['w'].shape == (280, 32) and learned['wide'].shape == (280, 64) and learned['test'].sum() == 80 and abs(learned['w'] - 1).max() > 1e-4
+    own.ok(*own.notebook('namr_index', 'namr_index'), '-y', 'sizes: [3000]')
+    index = list(csv.DictReader(open(own.root/'results/index.csv')))
+    assert {r['embedding'] for r in index} == {'sample', 'NAMR', 'plain wide'} and {r['vectors'] for r in index} == {'3000'} and {r['index'] for r in index} >= {'Flat', 'IVF', 'HNSW', 'PQ32'}
+    for name in ('namr', 'index'): shutil.copy(own.root/f'results/{name}.csv', own.root/'docs') # as `make namr` does
+    assert own.would_run() == ['report']
+    own.ok('dvc', 'repro')
+    page = (own.root/'results/report.html').read_text()
+    assert 'NAMR on R@1' in page and 'Recall against time, glyphs' in page and 'namr − wide' in page
+    assert not own.half_written()
 
 
 def test_tables_of_the_other_stages(toy):

@@ -5,6 +5,7 @@ from statistics import mean, stdev
 import pytest
 from plm.ablation import findings_table
 from plm.report import markdown_table
+from plm.supervised import namr_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT/'README.md').read_text()
@@ -50,3 +51,9 @@ def test_the_views_are_those_of_the_last_ablations():
     cell = lambda v: f'{mean(v):.1f} ± {stdev(v):.1f}'
     assert len(values) == 4 and shown == '\n'.join(['| what the estimating encoder sees | R@1 on test | R@1 on val |', '| --- | ---: | ---: |',
         *(f"| {name} | {cell(v['recall_at_1'])} | {cell(v['val_recall_at_1'])} |" for name, v in values.items())])
+
+
+def test_the_gains_are_those_of_the_last_run():
+    shown = re.search(r'<!-- namr: docs/namr.csv -->\n(.*?)<!-- end -->', README, re.S).group(1).strip()
+    header, lines = namr_table(csv.DictReader(open(ROOT/'docs/namr.csv')))
+    assert len(lines) == 10 and shown == '\n'.join(f"| {' | '.join(line)} |" for line in [header, ['---']*len(header), *lines])
