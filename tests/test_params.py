@@ -86,6 +86,10 @@ MISTAKES = {
     'quality above 1': (PLM + ['T'], 3., r'glyphs\.plm\.T must be above 0 and at most 1, or null'),
     'no epochs': (['glyphs', 'train', 'epochs'], 0, r'glyphs\.train\.epochs must be at least 1'),
     'misspelt backbone': (['glyphs', 'train', 'backbone'], 'resnet', r'glyphs\.train\.backbone must be one of convnet, resnet18'),
+    'misspelt weights': (['glyphs', 'train', 'weights'], 'imagnet', r'glyphs\.train\.weights must be none, imagenet, or a file'),
+    'weights of null': (['glyphs', 'train', 'weights'], None, r'glyphs\.train\.weights must be str, got None'),
+    'ImageNet for characters': (['glyphs', 'train', 'weights'], 'imagenet', r'glyphs\.train\.weights = imagenet: there are none for convnet'),
+    'timm without a name': (['glyphs', 'train', 'backbone'], 'timm:', r'glyphs\.train\.backbone must be one of .*timm:NAME'),
     'method in brackets': (['methods'], [['plm']], r'methods must be a list of names'),
     'seed that is yes': (['seeds'], [True, 2], r'seeds must be a list of whole numbers'),
     'device that is a number': (['device'], 3, r'device must be auto, cpu'),
@@ -123,6 +127,12 @@ def test_what_is_allowed(tmp_path, path, value):
     ({'glyphs.plmm.delta': 2}, "unknown section 'plmm'"), ({'glyphs.plm.delta': -1}, 'glyphs.plm.delta must be a number above 0')])
 def test_changes_are_checked_like_the_file(change, words):
     with pytest.raises(ValueError, match=words): load_params(OURS, change)
+
+
+@pytest.mark.parametrize('backbone, weights', [('googlenet', 'imagenet'), ('timm:resnet50.tv_in1k', 'imagenet'), ('convnet', 'runs/pretrain/0/encoder.pt'), ('efficientnet_lite0', 'none')])
+def test_backbones_and_their_weights(backbone, weights):
+    train = load_params(OURS, {'dataset': 'glyphs', 'glyphs.train.backbone': backbone, 'glyphs.train.weights': weights}).train
+    assert (train.backbone, train.weights) == (backbone, weights)
 
 
 def test_changes_change_what_they_name():
