@@ -30,7 +30,7 @@ ablations: env ## the ablations (about an hour), then the report with them; a ki
 	dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
-namr: env ## NAMR on four metric losses, and in the indexes (under 45 minutes), then the report with it; a killed one goes on with what is missing
+namr: env ## NAMR on four metric losses, and in the indexes (about 40 minutes), then the report with it; a killed one goes on with what is missing
 	dvc repro namr/dvc.yaml
 	cp results/namr.csv results/index.csv docs/
 	dvc repro report
