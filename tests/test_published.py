@@ -376,7 +376,7 @@ def test_whatever_the_names_nothing_is_written_outside(members, how):
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore') # a name twice
                 (write_tgz if how == 'tgz' else write_zip)(archive, dict(members))
-        except (ValueError, UnicodeError): return # such a name cannot be stored
+        except (ValueError, UnicodeError, IndexError): return # such a name cannot be stored; IndexError is zipfile's for one that is only a NUL
         try: unpack(archive, Path(d)/'x'/'in')
         except ValueError as e: assert 'was not unpacked' in str(e)
         assert files_in(Path(d)) == [archive.name, 'x'] and files_in(Path(d)/'x') == ['in']
