@@ -212,7 +212,7 @@ def describe_pieces(
         found['piece_quality'].append(pieces.quality()[others].double().mean().item())
     return {name: mean(values) for name, values in found.items()}
 
-# %% ../nbs/13_training.ipynb #2fabc157
+# %% ../nbs/13_training.ipynb #6c3b1730
 def _epoch(method, images, batches, augment, opt, schedule, seed, epoch, bar) -> dict[str, float]:
     "One epoch; the mean of each term of the loss."
     g, totals = generator_at(seed, 'augment', epoch), {}
@@ -272,6 +272,7 @@ def fit(
     state_file.unlink(missing_ok=True)
     return log
 
+# %% ../nbs/13_training.ipynb #f819212b
 def train(
     name: str, # a name from `METHODS`
     encoder: Encoder, # the pre-trained start, on the device to train on; changed in place

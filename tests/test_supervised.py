@@ -46,7 +46,7 @@ def test_batches_hold_so_many_classes_with_so_many_images(classes, per_class, si
     labels = torch.repeat_interleave(3*torch.arange(len(sizes)), torch.tensor(sizes)) # class numbers with gaps
     labels = labels[torch.randperm(len(labels), generator=generator_at(seed))]
     if len(labels) < classes*per_class:
-        with pytest.raises(ValueError, match='at most the'): ClassBalancedBatches(labels, classes*per_class, per_class, seed)
+        with pytest.raises(ValueError, match='batch_size must lie between 1 and n = '): ClassBalancedBatches(labels, classes*per_class, per_class, seed)
         return
     batches = ClassBalancedBatches(labels, classes*per_class, per_class, seed)
     found = list(batches)
@@ -310,7 +310,7 @@ def test_mistakes_in_the_file(tmp_path):
 
 
 @pytest.mark.parametrize('wrong, words', [
-    (lambda: ClassBalancedBatches(LABELS, 20, 3), 'divide batch_size = 20, got 3'), (lambda: ClassBalancedBatches(LABELS, 20, 1), 'at least 2'), (lambda: ClassBalancedBatches(LABELS[:0]), 'no labels'),
+    (lambda: ClassBalancedBatches(LABELS, 20, 3), 'divide batch_size = 20, got 3'), (lambda: ClassBalancedBatches(LABELS, 20, 1), 'at least 2'), (lambda: ClassBalancedBatches(LABELS[:0]), 'between 1 and n = 0'),
     (lambda: ClassBalancedBatches(LABELS, 40, 4), 'needs 10 classes, there are 8'), (lambda: metric_loss('tripplet', CONSTANTS['triplet'], 8, 6), "'tripplet'.*'triplet'"),
     (lambda: Supervised(TwoHeads(start(), 8), 'triplet', CONSTANTS['triplet'], LABELS, 4, STRUCTURE, 0), 'Give both or neither'), (lambda: embed_both(TwoHeads(start(), 8), IMAGES), 'no structure head'),
     (lambda: new_encoder(start(), 'triplet', 'broad', load_namr(OURS), 0), "'broad'"), (lambda: TwoHeads(start(), 8, band=2.), 'band')])
