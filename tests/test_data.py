@@ -1,11 +1,14 @@
 "Data sets as files, what training may see, and views of images."
 import json
+from pathlib import Path
 import numpy as np, pytest, torch
+from PIL import Image
 from hypothesis import given, settings, strategies as st
 from plm import data
 from plm.core import generator_at
 from plm.encoder import as_input
-from plm.data import DATASETS, SPLITS, Augment, load_images, load_labels, make_dataset, save_splits
+from plm.data import DATASETS, PHOTOS, SPLITS, Augment, PhotoAugment, batches_on, load_images, load_labels, load_rounds, make_dataset, photo_splits, recall_ks, save_photos, save_splits
+from plm.published import PUBLISHED, Split
 
 NOTHING = Augment(*[0.]*7)
 
@@ -70,8 +73,119 @@ def test_make_dataset(monkeypatch):
     asked = {}
     monkeypatch.setattr(data, 'omniglot_splits', lambda folder, size: asked.update(folder=folder, size=size) or {s: s for s in SPLITS[1:]})
     made = make_dataset('omniglot', 'somewhere')
-    assert set(made) == set(SPLITS) and asked == dict(folder='somewhere', size=28) and set(DATASETS) == {'glyphs', 'omniglot'}
+    assert set(made) == set(SPLITS) and asked == dict(folder='somewhere', size=28) and set(DATASETS) - set(PHOTOS) == {'glyphs', 'omniglot'}
     assert len(made['source'][2]) == made['source'][1].max() + 1 > 500 # every printed character is source
+
+
+def photos(folder, classes=6, per_class=3):
+    "PNG files of one brightness per class: class c has 20 c + 10."
+    for c in range(classes):
+        (folder/f'kind{c}').mkdir(parents=True)
+        for i in range(per_class): Image.fromarray(np.full((30 + i, 40, 3), 20*c + 10, np.uint8)).save(folder/f'kind{c}'/f'{i}.png')
+    return folder
+
+
+def by_name(folder, split):
+    "(name of its class, brightness) of each stored image."
+    names = json.loads((folder/'classes.json').read_text())[split]
+    return [(names[label], int(image[0, 0, 0])) for label, image in zip(np.load(folder/f'{split}_labels.npy'), load_images(folder, split))]
+
+
+@pytest.mark.parametrize('val_every', [None, 2])
+def test_a_folder_becomes_a_benchmark(tmp_path, val_every):
+    save_photos(photo_splits('folder', val_every, photos(tmp_path/'photos', 8, 5)), tmp_path/'data', 20, scratch=tmp_path/'scratch')
+    stored = {split: by_name(tmp_path/'data', split) for split in SPLITS}
+    kinds = {split: {name for name, _ in stored[split]} for split in SPLITS}
+    held = {'kind1', 'kind3'} if val_every else set()
+    assert kinds == {'source': set(), 'train': {f'kind{c}' for c in range(4)} - held, 'val': held, 'test': {f'kind{c}' for c in range(4, 8)}}
+    for split in SPLITS:
+        assert load_images(tmp_path/'data', split).shape == (len(stored[split]), 3, 20, 20)
+        for name, brightness in stored[split]: assert brightness == 20*int(name[4:]) + 10 # images and labels belong together
+    assert [name for name, _ in stored['train']] != sorted(name for name, _ in stored['train']) and load_rounds(tmp_path/'data') == {}
+
+
+def test_a_folder_with_too_few_classes(tmp_path):
+    photos(tmp_path/'photos', 5)
+    with pytest.raises(ValueError, match='has 5 classes, which leaves fewer than two for val.*smaller folder.sizes.val_every'): photo_splits('folder', 2, tmp_path/'photos')
+    with pytest.raises(ValueError, match='tells no classes.*CSV .folder.sizes.labels.*make photos'): photo_splits('folder', 2, tmp_path/'photos'/'kind0')
+    with pytest.raises(ValueError, match='has 3 classes, which leaves fewer than two for test. Give it more classes.$'): photo_splits('folder', None, photos(tmp_path/'few', 3))
+
+
+def test_images_without_a_label_are_in_no_split(tmp_path):
+    photos(tmp_path/'photos', 4, 2)
+    rows = [f'kind{c}/0.png,name{c}' for c in range(4)]
+    (tmp_path/'labels.csv').write_text('\n'.join(['file,label', *rows]))
+    splits = photo_splits('folder', None, tmp_path/'photos', tmp_path/'labels.csv')
+    assert {name: [Path(f).parent.name for f in s.files] for name, s in splits.items()} == {'train': ['kind0', 'kind1'], 'test': ['kind2', 'kind3']}
+
+
+def test_rounds_follow_the_rows(tmp_path):
+    "A broken file is in no row, and in no query and gallery."
+    files = sorted(str(f) for f in photos(tmp_path/'photos', 4, 2).rglob('*.png'))
+    Path(files[2]).write_bytes(b'no picture')
+    labels = np.arange(8)//2
+    splits = {'train': Split(files[:2], labels[:2], ['a']), 'test': Split(files[2:], labels[2:] - 1, ['b', 'c', 'd'], {'one': [(np.array([0, 2, 4]), np.array([1, 3, 5])), (np.array([1]), np.array([0]))]})}
+    save_photos(splits, tmp_path/'data', 20, scratch=tmp_path/'scratch')
+    (first, second), = load_rounds(tmp_path/'data').values()
+    bright = [int(im[0, 0, 0]) for im in load_images(tmp_path/'data', 'test')]
+    assert [bright[i] for i in first[0]] == [50, 70] and [bright[i] for i in first[1]] == [30, 50, 70] and [bright[i] for i in second[0]] == [30] and not len(second[1])
+    assert 'no picture' not in (tmp_path/'data'/'test_images_skipped.csv').read_text() and Path(files[2]).name in (tmp_path/'data'/'test_images_skipped.csv').read_text()
+
+
+def test_photos_whose_classes_overlap_are_refused_before_anything_is_written(tmp_path):
+    files = [str(f) for f in photos(tmp_path/'photos', 2, 1).rglob('*.png')]
+    with pytest.raises(ValueError, match='train and test share 1 classes'): save_photos({name: Split(files, np.array([0, 1]), ['a', name]) for name in ('train', 'test')}, tmp_path/'data', 20)
+    assert not (tmp_path/'data').exists()
+
+
+def test_ks():
+    assert {name: recall_ks(name) for name in DATASETS} == {'glyphs': (1, 2, 4, 8), 'omniglot': (1, 2, 4, 8), 'folder': (1, 2, 4, 8), 'cub200': (1, 2, 4, 8), 'cars196': (1, 2, 4, 8),
+                                                            'sop': (1, 10, 100, 1000), 'inshop': (1, 10, 20, 30), 'vehicleid': (1, 5)} and set(PUBLISHED) < set(PHOTOS)
+    with pytest.raises(ValueError, match="'sop'"): recall_ks('sopp')
+
+
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_batches_come_in_order_whatever_the_threads_do(device):
+    images = picture(40)
+    order = [torch.randperm(40, generator=generator_at(i))[:i].tolist() for i in range(1, 12)]
+    got = list(batches_on(images, order, device, ahead=3))
+    assert [tuple(x.shape) for _, x in got] == [(len(i), 1, 28, 28) for i in order]
+    if device == 'cpu': assert all(index.tolist() == i and torch.equal(x, images[i]) for (index, x), i in zip(got, order))
+
+
+def test_gathering_takes_only_a_few_batches_ahead_and_passes_errors_on():
+    taken = []
+    def order():
+        for i in range(20): taken.append(i); yield [i if i < 8 else 999]
+    batches = batches_on(picture(20), order(), 'meta', ahead=3)
+    for i in range(4): next(batches)
+    assert len(taken) <= 8
+    with pytest.raises(IndexError): list(batches)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(16, 40), st.integers(16, 32))
+def test_a_photo_view_is_what_torchvision_cuts(n, c, side, crop):
+    "The box is read off the sampling grid's formula anew; inside, the two agree (at the border grid_sample also sees what lies beyond the part)."
+    x = torch.linspace(0, 255, side).to(torch.uint8).float()
+    images = (x[None, None, None, :].expand(n, c, side, side)).to(torch.uint8) # a ramp from left to right: a view is a shorter ramp, forwards or mirrored
+    views = PhotoAugment(crop)(images, generator_at(n, side))
+    assert views.shape == (n, c, crop, crop) and views.min() >= 0 and views.max() <= 1
+    assert torch.allclose(views, views[:, :1, :1].expand_as(views), atol=1e-4) # rows and channels alike
+    row = views[:, 0, 0]
+    rise = row[:, -1] - row[:, 0]
+    width = rise.abs()*crop/(crop - 1) # share of the whole width, about: the ends are half a pixel inside
+    assert (width <= 1.1).all() and (width >= (0.2*3/4)**0.5 - 2.2/side - 2/crop).all()
+
+
+def test_photo_views_cover_the_photo_and_are_mirrored_half_the_time():
+    images = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
+    images[..., :32] = 255 # left half white
+    views = PhotoAugment(32, smallest=1, aspect=1)(images.expand(400, -1, -1, -1), generator_at(5))
+    left = views[:, 0, :, :8].mean((1, 2)) > 0.5
+    assert 0.4 < left.float().mean() < 0.6 and torch.equal(PhotoAugment(32)(images, generator_at(1)), PhotoAugment(32)(images, generator_at(1)))
+    area = (PhotoAugment(32)((torch.arange(64.)[None, None, None, :]*4).to(torch.uint8).expand(400, 1, 64, 64), generator_at(6))[:, 0].amax((1, 2))) # the right end of a ramp
+    assert area.min() < 0.6 and area.max() > 0.95
 
 
 def picture(n=6, c=1, h=28, w=28): return torch.randint(0, 256, (n, c, h, w), generator=generator_at(n, c, h, w), dtype=torch.uint8)

@@ -59,6 +59,31 @@ def kaiming(net):
 def same(a, b): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4*b.abs().max().item())
 
 
+def test_the_centre_is_cut_out():
+    x = torch.rand(2, 3, 41, 50, generator=generator_at(1))
+    whole, cut = Encoder('resnet18', 8).eval(), Encoder('resnet18', 8, crop=32).eval()
+    with torch.no_grad(): assert torch.equal(cut(x), whole(x[:, :, 4:36, 9:41])) and torch.equal(cut(x[:, :, 4:36, 9:41]), whole(x[:, :, 4:36, 9:41]))
+    with pytest.raises(ValueError, match='41 x 31 pixels, fewer than crop = 32.*lower train.crop'): cut(x[..., :31])
+
+
+def test_bf16_is_close_and_its_embeddings_are_float32():
+    x = torch.rand(4, 3, 32, 32, generator=generator_at(2))
+    exact, mixed = Encoder('resnet18', 8).eval()(x), Encoder('resnet18', 8, precision='bf16').eval()(x)
+    assert mixed.dtype == torch.float32 and 0 < (exact - mixed).norm(dim=1).max() < 0.05
+    torch.testing.assert_close(mixed.norm(dim=1), torch.ones(4))
+    with pytest.raises(ValueError, match="unknown precision 'fp16'"): Encoder(precision='fp16')
+
+
+def test_blocks_of_large_photos_are_small_and_change_nothing():
+    images = torch.randint(0, 256, (5, 3, 40, 40), generator=generator_at(3), dtype=torch.uint8)
+    encoder = Encoder('resnet18', 8, crop=32)
+    torch.testing.assert_close(embed(encoder, images), embed(encoder, images, block=2))
+    seen = []
+    encoder.backbone.register_forward_hook(lambda *call: seen.append(len(call[-1])))
+    embed(encoder, torch.zeros(1, 3, 2400, 2400, dtype=torch.uint8).expand(3, -1, -1, -1)) # 17 million numbers each
+    assert seen == [1, 1, 1]
+
+
 @pytest.mark.parametrize('backbone, kw', [('resnet18', {}), ('resnet50', {}), ('googlenet', dict(aux_logits=False, init_weights=False, transform_input=True))])
 def test_pixels_are_scaled_as_torchvision_does(backbone, kw):
     "Its `transforms()` bring ImageNet's mean and deviation; with pretrained weights its GoogLeNet then has `transform_input`."

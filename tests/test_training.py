@@ -2,18 +2,18 @@
 import copy, csv, re
 from dataclasses import replace
 from pathlib import Path
-import pytest, torch
+import numpy as np, pytest, torch
 from plm import training
 from plm.core import generator_at
 from plm.encoder import Encoder
 from plm.params import PLMParams, PretrainedParams, PretrainParams, SimCLRParams, STMLParams, TrainParams
-from plm.training import describe_pieces, fingerprint, load_state, pretrain, save_state, train, write_log
+from plm.training import describe_pieces, encoder_of, fingerprint, load_state, pretrain, save_state, train, write_log
 
 CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
              'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
              'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9,
                               visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain')}
-SHARED = TrainParams(backbone='convnet', weights='none', dim=8, epochs=3, batch_size=24)
+SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', epochs=3, batch_size=24)
 
 
 def pictures(n, *address): return torch.randint(0, 256, (n, 1, 24, 24), generator=generator_at('pictures', n, *address), dtype=torch.uint8)
@@ -341,6 +341,56 @@ def test_fingerprints():
     assert fingerprint(IMAGES.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)) == fingerprint(IMAGES) # not of how it lies in memory
 
 
+PHOTOS = torch.randint(0, 256, (24, 3, 36, 36), generator=generator_at('photos'), dtype=torch.uint8)
+CUT = replace(SHARED, backbone='resnet18', crop=32, epochs=1, batch_size=12)
+
+def photo_run(tmp_path, images=PHOTOS, val=None, shared=CUT):
+    log = train('plm', encoder := encoder_of(shared, begin=True), images, val or (PHOTOS[:0], torch.zeros(0)), shared, replace(CONSTANTS['plm'], k=4), 0, tmp_path)
+    return log, encoder
+
+
+def test_photos_train_on_crops_without_val_and_from_the_disk_as_from_memory(tmp_path):
+    log, encoder = photo_run(tmp_path)
+    assert 'val_recall_at_1' not in log[-1] and 'piece_size' not in log[-1] and log[-1]['loss'] > 0
+    np.save(tmp_path/'photos.npy', PHOTOS.numpy())
+    again, other = photo_run(tmp_path, torch.from_numpy(np.load(tmp_path/'photos.npy', 'c')))
+    assert again == log and all(torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), other.state_dict().values()))
+    seen = photo_run(tmp_path, val=(PHOTOS, torch.arange(24)//4))[0]
+    assert 0 <= seen[-1]['val_recall_at_1'] <= 1 and seen[-1]['loss'] == log[-1]['loss'] # val decides nothing
+
+
+def test_photos_are_seen_in_parts(tmp_path, monkeypatch):
+    shapes = []
+    forward = Encoder.features
+    monkeypatch.setattr(Encoder, 'features', lambda self, x: shapes.append((self.training, tuple(x.shape[2:]))) or forward(self, x))
+    photo_run(tmp_path)
+    assert set(shapes) == {(True, (32, 32)), (False, (36, 36))} # views are parts; what estimates sees the photo, and cuts out its centre
+
+
+def test_half_precision_follows_whole_precision(tmp_path):
+    "bf16 on a CPU: the loss of an epoch within 5 % of that of 32 bits, and another number."
+    a, b = (photo_run(tmp_path, shared=replace(CUT, precision=precision))[0][-1]['loss'] for precision in ('float32', 'bf16'))
+    assert a != b and b == pytest.approx(a, rel=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_gpu_follows_the_cpu(tmp_path):
+    "The same run on both: losses within 1 %."
+    logs = []
+    for device in ('cpu', 'cuda'):
+        encoder = encoder_of(CUT, begin=True).to(device)
+        logs.append(train('plm', encoder, PHOTOS, (PHOTOS, torch.arange(24)//4), CUT, replace(CONSTANTS['plm'], k=4), 0, tmp_path/device))
+    assert logs[1][-1]['loss'] == pytest.approx(logs[0][-1]['loss'], rel=0.01)
+
+
+@pytest.mark.parametrize('error, own', [(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'), True), (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+                                        (RuntimeError('shapes do not fit'), False)])
+def test_a_full_memory_names_the_knobs(tmp_path, monkeypatch, error, own):
+    def fail(*_): raise error
+    monkeypatch.setattr(Encoder, 'features', fail)
+    with pytest.raises(MemoryError if own else RuntimeError, match='resnet18 on batches of 12 images .*Lower train.batch_size or train.crop, or set train.precision to bf16' if own else 'do not fit'): photo_run(tmp_path)
+
+
 def test_the_code_is_part_of_the_fingerprint(tmp_path, monkeypatch):
     for name in ('__init__', *training._decides): (tmp_path/f'{name}.py').write_text('a = 1')
     monkeypatch.setattr(training.plm, '__file__', str(tmp_path/'__init__.py'))
@@ -357,7 +407,7 @@ def test_the_fingerprint_knows_all_that_training_imports():
         name = todo.pop()
         found.add(name)
         todo += set(re.findall(r'^from \.(\w+) import', (folder/f'{name}.py').read_text(), re.M)) - found
-    assert found - {'params', 'glyphs', 'omniglot'} == set(training._decides)
+    assert found - {'params', 'transfer', 'glyphs', 'omniglot', 'photos', 'published'} == set(training._decides)
 
 
 def test_a_log_is_a_table(tmp_path):
