@@ -169,9 +169,9 @@ def test_published_weights_are_held_to_their_sum(published, monkeypatch):
     whole = (folder/file.name).read_bytes()
     for path in (file, folder/file.name): path.write_bytes(whole[:-1])
     for wrong in (lambda: fetch_weights('resnet18'), lambda: Encoder('resnet18', weights='imagenet'), lambda: Encoder('resnet18', weights=str(folder/file.name))):
-        with pytest.raises(ValueError, match=f'{file.name} is incomplete or another file.*Delete it'): wrong()
+        with pytest.raises(ValueError, match=f'{file.name} is incomplete or another file: its SHA256 .* one that begins with {file.stem[-8:]}.*[Dd]elete it'): wrong()
     (folder/file.name).unlink()
-    with pytest.raises(ValueError, match='incomplete'): fetch_weights('resnet18')
+    with pytest.raises(ValueError, match=f'sent something else than {file.name}'): fetch_weights('resnet18')
     assert not list(folder.iterdir())
 
 
@@ -180,9 +180,12 @@ def test_weights_that_cannot_be_fetched(published):
     file.unlink()
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)) # nobody listens
-        for mirror in (None, f'http://127.0.0.1:{s.getsockname()[1]}'):
-            with pytest.raises(ConnectionError, match=f'{file.name} could not be read.*Put {file.name} into .*weights yourself, or set PLM_MIRROR'): fetch_weights('resnet18', mirror)
+        for mirror, error, words in ((None, FileNotFoundError, 'does not exist'), (f'http://127.0.0.1:{s.getsockname()[1]}', ConnectionError, 'could not be read')):
+            with pytest.raises(error, match=f'{file.name} {words}.*Put {file.name} into .*weights yourself, or set PLM_MIRROR.*PLM_WEIGHTS'): fetch_weights('resnet18', mirror)
     assert not list(folder.iterdir())
+    folder.rmdir()
+    folder.write_text('in the way')
+    with pytest.raises(OSError, match=f'{file.name} cannot be written to .*weights: a file is in the way.*Choose another folder.*PLM_WEIGHTS'): fetch_weights('resnet18')
     for make in (lambda: fetch_weights('convnet'), lambda: Encoder(weights='imagenet')):
         with pytest.raises(ValueError, match='no file of ImageNet weights for convnet'): make()
 

@@ -1,18 +1,17 @@
 "Fetching, reading and splitting Omniglot. Nothing here needs a network or the real archives."
-import hashlib, http.server, io, shutil, socket, threading, warnings, zipfile
+import hashlib, io, shutil, warnings, zipfile
 from pathlib import Path
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from plm import omniglot
-from plm.omniglot import ARCHIVES, UPSTREAM, fetch, fetch_archives, md5_of, omniglot_splits, read_archive, shrink, val_characters
+from plm.omniglot import ARCHIVES, UPSTREAM, fetch_archives, omniglot_splits, read_archive, shrink, val_characters
+from plm.transfer import md5_of
 from reference_omniglot import read_slowly, shrink_slowly
 
 ALPHABETS = [['Balinese', 'Early_Aramaic', 'Greek', 'Korean', 'Latin'], ['Greek', 'Japanese_(katakana)', 'Latin', 'Sanskrit', 'Tagalog']]
 REAL = Path(__file__).parent.parent/'data'/'omniglot'
-BYTES = bytes(range(256))*1000 # more than one piece of a download
-MD5 = hashlib.md5(BYTES).hexdigest()
 
 
 def png(seed, size=105):
@@ -41,30 +40,6 @@ def mini(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def server(monkeypatch):
-    "A local HTTP server: address/ok, /wrong, /cut, /error, /slow; everything else is 404."
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            body = {'/ok': BYTES, '/wrong': b'<html>please log in</html>', '/cut': BYTES, '/slow': BYTES}.get(self.path)
-            self.send_response(503 if self.path == '/error' else 404 if body is None else 200)
-            if body is None: return self.end_headers()
-            self.send_header('Content-Length', str(len(body)))
-            self.end_headers()
-            if self.path == '/slow': return stop.wait(20)
-            self.wfile.write(body[:len(body)//2] if self.path == '/cut' else body)
-        def log_message(self, *args): pass
-    asked, stop = [], threading.Event()
-    http_server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=http_server.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True).start()
-    monkeypatch.setenv('no_proxy', '127.0.0.1')
-    yield f'http://127.0.0.1:{http_server.server_port}', asked
-    stop.set()
-    http_server.shutdown()
-    http_server.server_close()
-
-
 def test_addresses_and_sums_are_the_official_ones():
     assert f'{UPSTREAM}/images_background_small1.zip' == \
         'https://raw.githubusercontent.com/brendenlake/omniglot/master/python/images_background_small1.zip'
@@ -82,67 +57,6 @@ def test_data_dvc_records_the_same_sums():
 
 # ---- fetch
 
-def test_fetch_over_http(server, tmp_path):
-    address, asked = server
-    target = tmp_path/'new'/'folder'/'file'
-    assert fetch(f'{address}/ok', target, MD5) == target and target.read_bytes() == BYTES
-    fetch(f'{address}/ok', target, MD5)
-    assert asked == ['/ok'] # the second call did not ask
-    assert [p.name for p in target.parent.iterdir()] == ['file']
-
-
-@pytest.mark.parametrize('path, error, message', [
-    ('wrong', ValueError, MD5), ('missing', FileNotFoundError, '404'), ('error', ConnectionError, '503'),
-    ('cut', ConnectionError, f'{len(BYTES)//2} of {len(BYTES)} bytes')])
-def test_bad_answers_leave_nothing(server, tmp_path, path, error, message):
-    with pytest.raises(error) as e: fetch(f'{server[0]}/{path}', tmp_path/'file', MD5)
-    assert f'{server[0]}/{path}' in str(e.value) and message in str(e.value) and 'PLM_MIRROR' in str(e.value) and 'dvc pull' in str(e.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_silence_ends_in_an_error(server, tmp_path, monkeypatch):
-    real = omniglot.urllib.request.urlopen
-    def impatient(url, timeout):
-        assert 5 <= timeout <= 120 # without one, a silent server hangs the pipeline for ever
-        return real(url, timeout=0.3)
-    monkeypatch.setattr(omniglot.urllib.request, 'urlopen', impatient)
-    with pytest.raises(ConnectionError, match='timed out'): fetch(f'{server[0]}/slow', tmp_path/'file', MD5)
-    assert not list(tmp_path.iterdir())
-
-
-def test_no_network(tmp_path, monkeypatch):
-    monkeypatch.setenv('no_proxy', '127.0.0.1')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0)) # bound but not listening: nobody answers
-        with pytest.raises(ConnectionError, match='network.*PLM_MIRROR.*dvc pull'):
-            fetch(f'http://127.0.0.1:{s.getsockname()[1]}/x', tmp_path/'file', MD5)
-    with pytest.raises(ConnectionError, match='unknown url type'): fetch('nowhere://x/y', tmp_path/'file', MD5)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_different_file_is_never_overwritten(server, tmp_path):
-    (tmp_path/'file').write_bytes(b'mine')
-    with pytest.raises(ValueError) as e: fetch(f'{server[0]}/ok', tmp_path/'file', MD5)
-    for word in (str(tmp_path/'file'), hashlib.md5(b'mine').hexdigest(), MD5, 'delete', 'dvc pull --force'): assert word in str(e.value)
-    assert (tmp_path/'file').read_bytes() == b'mine' and server[1] == []
-
-
-def test_a_full_disk_is_not_blamed_on_the_network(server, tmp_path):
-    (tmp_path/'folder').write_text('a file where the folder should be')
-    with pytest.raises(OSError) as e: fetch(f'{server[0]}/ok', tmp_path/'folder'/'file', MD5)
-    assert not isinstance(e.value, ConnectionError)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.binary(max_size=300))
-def test_md5_of_any_bytes(data):
-    import tempfile
-    with tempfile.TemporaryDirectory() as d:
-        (Path(d)/'ä b#%20').write_bytes(data) # a name that has to be quoted in a file:// address
-        assert md5_of(Path(d)/'ä b#%20') == hashlib.md5(data).hexdigest()
-        assert fetch(Path(d)/'ä b#%20', Path(d)/'copy', hashlib.md5(data).hexdigest()).read_bytes() == data
-
-
 @pytest.mark.parametrize('how', ['path', 'str/', 'file url', 'environment'])
 def test_mirrors(mini, tmp_path, monkeypatch, how):
     monkeypatch.setattr(omniglot, 'ARCHIVES', {n: md5_of(mini/n) for n in ARCHIVES})
@@ -155,20 +69,28 @@ def test_mirrors(mini, tmp_path, monkeypatch, how):
 def test_upstream_is_the_default(tmp_path, monkeypatch):
     asked = []
     monkeypatch.delenv('PLM_MIRROR', raising=False)
-    monkeypatch.setattr(omniglot, 'fetch', lambda source, target, md5: asked.append((source, target, md5)))
+    monkeypatch.setattr(omniglot, 'download', lambda url, target, checksum, mirror, cure: asked.append((url, target, checksum, mirror)))
     fetch_archives(tmp_path)
-    assert asked == [(f'{UPSTREAM}/{n}', tmp_path/n, m) for n, m in ARCHIVES.items()]
+    assert asked == [(f'{UPSTREAM}/{n}', tmp_path/n, f'md5:{m}', None) for n, m in ARCHIVES.items()]
 
 
 def test_mirror_without_the_file(tmp_path):
     (tmp_path/'mirror').mkdir()
-    with pytest.raises(FileNotFoundError, match='images_background_small1.zip does not exist.*PLM_MIRROR'): fetch_archives(tmp_path/'data', tmp_path/'mirror')
+    with pytest.raises(FileNotFoundError, match='images_background_small1.zip does not exist.*PLM_MIRROR.*dvc pull data'): fetch_archives(tmp_path/'data', tmp_path/'mirror')
     assert not list((tmp_path/'data').iterdir())
 
 
 def test_mirror_with_other_archives(mini, tmp_path):
-    with pytest.raises(ValueError, match='e704a628b5459e08445c13499850abc4'): fetch_archives(tmp_path/'data', mini)
+    with pytest.raises(ValueError, match='e704a628b5459e08445c13499850abc4.*PLM_MIRROR.*dvc pull data'): fetch_archives(tmp_path/'data', mini)
     assert not list((tmp_path/'data').iterdir())
+
+
+def test_a_different_file_is_never_overwritten(mini, tmp_path):
+    mine = tmp_path/'images_background_small1.zip'
+    mine.write_bytes(b'mine')
+    with pytest.raises(ValueError) as e: fetch_archives(tmp_path, mini)
+    for word in (str(mine), hashlib.md5(b'mine').hexdigest(), ARCHIVES[mine.name], 'delete', 'dvc pull --force data'): assert word in str(e.value)
+    assert mine.read_bytes() == b'mine' and [p.name for p in tmp_path.iterdir()] == [mine.name]
 
 
 # ---- read
