@@ -133,7 +133,7 @@ def _tiles(images):
     if images.ndim != 3: raise ValueError(f"images must have shape (N, H, W), (N, 1, H, W) or (N, 3, H, W), got {images.shape}.")
     return images
 
-# %% ../nbs/21_map.ipynb #1c7b55ca
+# %% ../nbs/21_map.ipynb #c996c0a4
 _style = '''
 :root { color-scheme: light dark; --ink: #1c1917; --soft: #57534e; --line: #d6d3d1; --paper: #fffdfa; --field: #f5f3ef; --on: #1d4ed8; --right: #15803d; --wrong: #dc2626; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7e5e4; --soft: #a8a29e; --line: #44403c; --paper: #1c1917; --field: #12100e; --on: #93c5fd; --right: #4ade80; --wrong: #f87171; } }
@@ -159,7 +159,7 @@ main { display: grid; grid-template-columns: minmax(0, 1fr) 21rem; gap: 1rem; }
 #map { position: absolute; inset: 0; width: 100%; height: 100%; background: var(--field); border-radius: .4rem; touch-action: none; cursor: grab; }
 #tip { position: absolute; pointer-events: none; background: var(--paper); border: 1px solid var(--line); border-radius: .4rem; padding: .4rem .5rem; font-size: .9rem; line-height: 1.3;
        box-shadow: 0 2px 10px #0005; max-width: 12rem; overflow-wrap: anywhere; }
-canvas.tile { display: block; image-rendering: pixelated; background: #000; }
+canvas.tile { display: block; image-rendering: pixelated; background: #000; } canvas.photo { image-rendering: auto; }
 #tip canvas { width: 8rem; margin-bottom: .3rem; }
 #query { display: flex; gap: .8rem; align-items: center; margin-bottom: .8rem; overflow-wrap: anywhere; }
 #query canvas { width: 6rem; flex: none; }
@@ -183,7 +183,7 @@ kbd { border: 1px solid var(--line); border-radius: .2rem; padding: 0 .3rem; fon
 }
 '''
 
-# %% ../nbs/21_map.ipynb #f77fed60
+# %% ../nbs/21_map.ipynb #1a25fb5d
 _script = r'''
 'use strict';
 const $ = id => document.getElementById(id);
@@ -299,10 +299,10 @@ function repaint() { painting = painting || requestAnimationFrame(paint); }
 
 function tile(i, pixels) {
   const c = document.createElement('canvas');
-  c.className = 'tile'; c.width = W*pixels; c.height = H*pixels;
+  c.className = data.ink ? 'tile' : 'tile photo'; c.width = W*pixels; c.height = H*pixels;
   c.setAttribute('role', 'img'); c.setAttribute('aria-label', 'image ' + i);
   const brush = c.getContext('2d');
-  brush.imageSmoothingEnabled = false;
+  brush.imageSmoothingEnabled = !data.ink; // strokes stay crisp, photographs smooth
   brush.drawImage(sprite, ...cell(i), W, H, 0, 0, c.width, c.height);
   return c;
 }
@@ -490,11 +490,11 @@ sprite.decode().then(() => {
 });
 '''
 
-# %% ../nbs/21_map.ipynb #bc25809e
+# %% ../nbs/21_map.ipynb #c6f4141d
 _unit = 9999 # coordinates are whole numbers from -9999 to 9999
 
 def _sprite(tiles):
-    "All images in one PNG, row by row: its base64 text and the number of columns."
+    "All images in one picture, row by row: its data URL and the number of columns."
     n, h, w = tiles.shape[:3]
     columns = int(np.ceil(np.sqrt(n)))
     rows = -(-n//columns)
@@ -502,8 +502,9 @@ def _sprite(tiles):
     grid[:n] = tiles
     grid = grid.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2).reshape(rows*h, columns*w, *tiles.shape[3:])
     memory = io.BytesIO()
-    Image.fromarray(grid).save(memory, 'png', optimize=True)
-    return base64.b64encode(memory.getvalue()).decode(), columns
+    kind, how = ('jpeg', dict(quality=85, subsampling=0)) if tiles.ndim == 4 else ('png', dict(optimize=True))
+    Image.fromarray(grid).save(memory, kind, **how)
+    return f'data:image/{kind};base64,{base64.b64encode(memory.getvalue()).decode()}', columns
 
 def _places(xy, to):
     "A map as whole numbers: turned towards `to`, its bounding box in the middle, the longer side from -9999 to 9999."
@@ -585,7 +586,7 @@ def write_map(
 <div class="scores"><p class="soft" id="scores-are">R@1: how often the nearest other image is of the same class, in the full embedding and in each plane.</p><table aria-describedby="scores-are">
 <thead><tr><th scope="col">embedding</th><th scope="col">full</th>{''.join(f'<th scope="col">{escape(p)}</th>' for p in planes)}</tr></thead><tbody>{score_lines}</tbody></table></div>
 <p class="soft">In t-SNE only nearness means something; in PCA distances do, too, as far as two components hold them. Position and scale are chosen for each plane alone, and it is turned so that points move as little as possible from the first.</p>
-<img id="sprite" alt="" hidden src="data:image/png;base64,{sprite}">
+<img id="sprite" alt="" hidden src="{sprite}">
 <script type="application/json" id="data">{data}</script>
 <script>{_script}</script>
 </body></html>

@@ -16,10 +16,17 @@ from .core import one_of, whole_file
 from .evaluation import summary
 
 # %% auto #0
-__all__ = ['table_cells', 'text_table', 'markdown_table', 'published_rows', 'versions', 'write_report']
+__all__ = ['table_cells', 'text_table', 'markdown_table', 'published_rows', 'beside_published', 'versions', 'write_report']
 
-# %% ../nbs/18_report.ipynb #07e38088
-_names = {'map_at_r': 'MAP@R', 'nmi': 'NMI'}
+# %% ../nbs/18_report.ipynb #b8f385a5
+def _heading(metric):
+    "What stands over the column of a metric."
+    test, _, name = metric.rpartition('/')
+    return f'{test} '*bool(test) + ({'map_at_r': 'MAP@R', 'nmi': 'NMI'}.get(name) or name.replace('recall_at_', 'R@'))
+
+def _percent(value):
+    "An entry of `summary` as mean ± standard deviation, in %."
+    return f"{100*value['mean']:.1f}" + (f" ± {100*value['std']:.1f}" if 'std' in value else '')
 
 def table_cells(
     rows, # retrieval rows: dicts with dataset, method, seed, metric, value (0 to 1)
@@ -37,11 +44,9 @@ def table_cells(
             line = [(method, False), ('–'.join(map(str, seeds)), False)]
             for m in metrics:
                 if m not in values: line.append(('', False)); continue
-                text = f"{100*values[m]['mean']:.1f}"
-                line.append((text + (f" ± {100*values[m]['std']:.1f}" if 'std' in values[m] else ''), text == best[m].strip()))
+                line.append((_percent(values[m]), f"{100*values[m]['mean']:.1f}" == best[m].strip()))
             lines.append(line)
-        header = ['method', 'seeds', *(_names.get(m, m.replace('recall_at_', 'R@')) for m in metrics)]
-        tables[dataset] = header, lines
+        tables[dataset] = ['method', 'seeds', *map(_heading, metrics)], lines
     return tables
 
 # %% ../nbs/18_report.ipynb #4a6ba1ed
@@ -68,7 +73,7 @@ def markdown_table(
         blocks.append('\n'.join([f'{dataset} (%, mean ± std over seeds, best in bold):', '', *(f"| {' | '.join(g)} |" for g in grid)]))
     return '\n\n'.join(blocks)
 
-# %% ../nbs/18_report.ipynb #ea6948ba
+# %% ../nbs/18_report.ipynb #e1819788
 _published = '''
 128 | Examplar | 38.2 50.3 62.8 75.0 36.5 48.1 59.2 71.0 45.0 60.3 75.2
 128 | NCE | 39.2 51.4 63.7 75.8 37.5 48.7 59.8 71.5 46.6 62.3 76.8
@@ -89,6 +94,7 @@ _published = '''
 512 | STML | 58.6 70.2 80.9 87.9 48.6 60.4 71.3 80.8 65.1 79.7 89.1
 512 | PLM | 61.7±0.3 72.5±0.2 82.2±0.2 88.3±0.1 51.2±0.2 62.2±0.2 72.1±0.2 81.0±0.1 66.4±0.2 81.1±0.1 90.6±0.1
 '''
+_published_on = {'cub200': 'CUB-200-2011', 'cars196': 'Cars-196', 'sop': 'SOP'} # our name of the data set: the tables'
 _published_columns = [('CUB-200-2011', k) for k in (1, 2, 4, 8)] + [('Cars-196', k) for k in (1, 2, 4, 8)] + [('SOP', k) for k in (1, 10, 100)]
 
 def published_rows() -> list[dict]: # rows of d, method, dataset, k, value (the printed text: % with ± where given)
@@ -98,6 +104,23 @@ def published_rows() -> list[dict]: # rows of d, method, dataset, k, value (the 
         d, method, values = (part.strip() for part in line.split('|'))
         rows += [dict(d=int(d), method=method, dataset=dataset, k=k, value=v) for (dataset, k), v in zip(_published_columns, values.split(), strict=True)]
     return rows
+
+# %% ../nbs/18_report.ipynb #4ec902ca
+def beside_published(
+    rows, # retrieval rows: dicts with dataset, method, seed, metric, value (0 to 1)
+    dataset: str, # our name of the data set
+    d: int, # length of the embedding
+) -> tuple[list[str], list[list[str]]] | None: # header and lines (method, whose, R@K in %); None if the paper has no table for this data set and length
+    "Ours and, for a method that the paper has, the paper's figures under it."
+    theirs = {(r['method'].lower(), r['k']): r['value'] for r in published_rows() if (r['d'], r['dataset']) == (d, _published_on.get(dataset))}
+    if not theirs: return None
+    found = summary(r for r in rows if r['dataset'] == dataset)[dataset]
+    ks = sorted({int(metric.removeprefix('recall_at_')) for values in found.values() for metric in values if metric.startswith('recall_at_')})
+    lines = []
+    for method, values in found.items():
+        lines.append([method, 'here', *(_percent(values[f'recall_at_{k}']) for k in ks)])
+        if (method, 1) in theirs: lines.append([method, 'paper', *(theirs.get((method, k), '').replace('±', ' ± ') for k in ks)])
+    return ['method', 'figures', *(f'R@{k}' for k in ks)], lines
 
 # %% ../nbs/18_report.ipynb #2cb2af34
 def versions() -> dict[str, str]: # name -> version; packages that are not installed are left out
@@ -109,7 +132,7 @@ def versions() -> dict[str, str]: # name -> version; packages that are not insta
         except metadata.PackageNotFoundError: pass
     return found
 
-# %% ../nbs/18_report.ipynb #34b19e78
+# %% ../nbs/18_report.ipynb #cac3c4a3
 _style = '''
 :root { color-scheme: light dark; --ink: #1c1917; --soft: #57534e; --line: #d6d3d1; --paper: #fffdfa; --best: #ecfccb; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7e5e4; --soft: #a8a29e; --line: #44403c; --paper: #1c1917; --best: #365314; } }
@@ -153,7 +176,7 @@ def _result_table(dataset, header, lines):
     return (f'<p class="note" id="results-are">Retrieval on {escape(dataset)}, test classes: %, mean ± standard deviation over seeds. Best mean of each column in bold.</p>\n'
             f'<div class="wide"><table id="results" aria-describedby="results-are">\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>')
 
-def _published_table(rows):
+def _published_table(rows, dataset):
     cells = {(r['d'], r['method'], r['dataset'], r['k']): str(r['value']) for r in rows}
     columns = list(dict.fromkeys((r['dataset'], r['k']) for r in rows))
     groups = {d: [k for data, k in columns if data == d] for d, _ in columns}
@@ -162,7 +185,8 @@ def _published_table(rows):
     body = ''.join(f'<tr><th scope="row">{escape(method)}</th><td>{d}</td>'
                    + ''.join(f'<td>{escape(cells.get((d, method, data, k), ""))}</td>' for data, ks in groups.items() for k in ks) + '</tr>\n'
                    for d, method in dict.fromkeys((r['d'], r['method']) for r in rows))
-    return (f'<p class="note" id="published-are">Published figures (%), on other data sets: GoogLeNet, unseen classes.</p>\n'
+    on = 'on other data sets' if dataset not in _published_on else f'{_published_on[dataset]} and two other data sets'
+    return (f'<p class="note" id="published-are">Published figures (%), {on}: GoogLeNet, unseen classes.</p>\n'
             f'<div class="wide"><table id="published" aria-describedby="published-are">\n<thead><tr><th rowspan="2" scope="col">method</th>'
             f'<th rowspan="2" scope="col">d</th>{top}</tr>\n<tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>')
 
@@ -194,8 +218,18 @@ def _block(title, what, text, folder):
 def _section(heading, text, blocks, folder):
     return f'<h2 id="h-{_anchor(heading)}">{escape(heading)}</h2>\n<p>{escape(text)}</p>\n' + '\n'.join(_block(*block, folder) for block in blocks)
 
-# %% ../nbs/18_report.ipynb #66e9ceba
+# %% ../nbs/18_report.ipynb #10967adb
 _last = 'The paper’s results, for orientation'
+_metrics_are = {'R@': 'R@K: share of queries with at least one image of their class among the K nearest others.',
+                'MAP@R': 'MAP@R: average precision over as many neighbours as there are right answers.', 'NMI': 'NMI: agreement of a k-means clustering with the classes.'}
+
+def _published_are(dataset):
+    "What the published table is, and what in it may be compared."
+    source = 'as printed in the tables of <em>Piecewise-Linear Manifolds for Deep Metric Learning</em> (Bhatnagar and Ahuja, CPAL 2024)'
+    if dataset not in _published_on: return ('These are <strong>other data sets and another network</strong> than above: photographs of birds, cars and products, GoogLeNet with d outputs, '
+                                             f'{source}. Compare the order of the methods and the size of the steps, not the numbers.')
+    return (f'Photographs of birds, cars and products, GoogLeNet with d outputs, {source}. <strong>{_published_on[dataset]} is the data set of this page</strong>: its columns compare with ours one by one where network, length d and the '
+            'split of the training classes are the same. Of the other columns compare the order of the methods and the size of the steps.')
 
 def write_report(
     path: str | Path, # where the page goes; its folder is made if missing
@@ -205,6 +239,7 @@ def write_report(
     params: dict, # everything that was set, as `params.yaml` holds it
     versions: dict[str, str], # from `versions()`
     published, # from `published_rows()`
+    asked: str = 'each test image looks for its own kind among all the others', # how retrieval is tested, in words
 ) -> None:
     "Write the results as one self-contained HTML page. `ValueError` for a data set without rows, a picture that is neither PNG nor GIF, a page that is not there."
     rows = list(rows)
@@ -220,17 +255,15 @@ def write_report(
 <title>Retrieval on {escape(dataset)}</title><style>{_style}</style></head><body>
 <h1>Unsupervised metric learning on {escape(dataset)}</h1>
 <p>{len(methods)} embeddings ({escape(', '.join(methods))}), {seeds} seed{'s'*(seeds != 1)}. The unsupervised methods begin, in each seed, at the same supervised start on other data and learn on the
-training images without a label. All are tested on classes not met in training: each test image looks for its own kind among all the others.</p>
+training images without a label. All are tested on classes not met in training: {escape(asked)}.</p>
 <nav>{' · '.join(f'<a href="#h-{_anchor(h)}">{escape(h)}</a>' for h in ('Results', *(s[0] for s in sections), _last, 'How it was made'))}</nav>
 <h2 id="h-results">Results</h2>
 {_result_table(dataset, header, lines)}
-<p class="note">R@K: share of images with at least one of their class among the K nearest others. MAP@R: average precision over as many neighbours as the class has
-other images. NMI: agreement of a k-means clustering with the classes. A difference smaller than the deviations beside it says little.</p>
+<p class="note">{' '.join(text for word, text in _metrics_are.items() if any(word in h for h in header))} A difference smaller than the deviations beside it says little.</p>
 {''.join(_section(*s, Path(path).parent) for s in sections)}
 <h2 id="h-{_anchor(_last)}">{_last}</h2>
-<p>These are <strong>other data sets and another network</strong> than above: photographs of birds, cars and products, GoogLeNet with d outputs, as printed in the tables of
-<em>Piecewise-Linear Manifolds for Deep Metric Learning</em> (Bhatnagar and Ahuja, CPAL 2024). Compare the order of the methods and the size of the steps, not the numbers.</p>
-{_published_table(published)}
+<p>{_published_are(dataset)}</p>
+{_published_table(published, dataset)}
 <h2 id="h-how-it-was-made">How it was made</h2>
 <details><summary>Parameters</summary><pre>{escape(yaml.safe_dump(params, sort_keys=False, allow_unicode=True))}</pre></details>
 <details><summary>Versions</summary><pre>{escape(package_lines)}</pre></details>

@@ -12,6 +12,30 @@ def ranking(z, k):
     return np.array(result)
 
 
+def gallery_ranking(queries, gallery, k):
+    "Nearest k of the gallery for every query; among equals, the lower number first."
+    queries, gallery = np.asarray(queries, dtype=np.float64), np.asarray(gallery, dtype=np.float64)
+    return np.array([[j for _, j in sorted((((q - gallery[j])**2).sum(), j) for j in range(len(gallery)))[:k]] for q in queries])
+
+
+def gallery_recall(z, labels, queries, gallery, k):
+    "Share of queries with their class among the nearest k of the gallery, of those whose class it holds; `queries` and `gallery` are numbers of images."
+    hits = []
+    for q, near in zip(queries, gallery_ranking(z[queries], z[gallery], k)):
+        if any(labels[g] == labels[q] for g in gallery): hits.append(any(labels[gallery[j]] == labels[q] for j in near))
+    return sum(hits)/len(hits)
+
+
+def gallery_map_at_r(z, labels, queries, gallery):
+    "MAP@R where the right answers are those that the gallery holds."
+    average_precisions = []
+    for q, near in zip(queries, gallery_ranking(z[queries], z[gallery], len(gallery))):
+        right = [labels[gallery[j]] == labels[q] for j in near]
+        r = sum(right)
+        if r: average_precisions.append(sum(sum(right[:i])/i for i in range(1, r+1) if right[i-1])/r)
+    return sum(average_precisions)/len(average_precisions)
+
+
 def queries_with_an_answer(labels):
     return [i for i in range(len(labels)) if sum(labels[j] == labels[i] for j in range(len(labels))) > 1]
 

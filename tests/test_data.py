@@ -33,7 +33,7 @@ def test_round_trip(tmp_path):
             assert (back[:, 0].numpy() == images).all()
             assert load_labels(tmp_path/'made', name).dtype == torch.int64 and load_labels(tmp_path/'made', name).tolist() == labels.tolist()
     assert json.loads((tmp_path/'made'/'classes.json').read_text()) == {name: chars for name, (*_, chars) in splits.items()}
-    assert len(list((tmp_path/'made').iterdir())) == 2*4 + 1
+    assert len(list((tmp_path/'made').iterdir())) == 2*4 + 2
 
 
 def test_equal_data_gives_equal_files(tmp_path):

@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.stats import pearsonr
 from sklearn.metrics import normalized_mutual_info_score
 import reference_evaluation as reference
-from plm.evaluation import correlation, interval, label_purity, map_at_r, nmi, ranking, recall_at_k, retrieval_metrics, summary
+from plm.evaluation import correlation, interval, label_purity, map_at_r, nmi, ranking, recall_at_k, retrieval_metrics, some_classes, summary
 
 KEYS = ['recall_at_1', 'recall_at_2', 'recall_at_4', 'recall_at_8', 'map_at_r', 'nmi']
 
@@ -79,6 +79,37 @@ def test_ranking_does_not_depend_on_threads_or_scale():
 @pytest.mark.parametrize('k', [0, 10, -1])
 def test_ranking_names_the_widest_k(k):
     with pytest.raises(ValueError, match='1 to 9'): ranking(unit(10, 3), k)
+
+
+@settings(max_examples=60, deadline=None)
+@given(q=st.integers(1, 30), n=st.integers(1, 40), d=st.integers(1, 6), sides=st.integers(1, 3), seed=st.integers(0, 99), data=st.data())
+def test_ranking_in_a_gallery_full_of_ties_is_the_plain_sort(q, n, d, sides, seed, data):
+    queries, gallery, k = grid(q, d, sides, seed), grid(n, d, sides, seed + 100), data.draw(st.integers(1, n))
+    assert np.array_equal(ranking(queries, k, gallery).numpy(), reference.gallery_ranking(queries, gallery, k))
+
+
+def test_a_gallery_of_copies_wider_than_the_search_looks_ahead():
+    assert ranking(torch.zeros(3, 4), 5, torch.ones(100, 4)).tolist() == [[0, 1, 2, 3, 4]]*3
+    assert ranking(torch.ones(2, 4), 2, torch.cat([torch.zeros(60, 4), torch.ones(60, 4)])).tolist() == [[60, 61]]*2
+
+
+def test_more_queries_than_are_asked_at_a_time():
+    "Blocks are of 4,096: the neighbours of a few points on both sides of the seam, and of copies across it."
+    z = unit(4300, 4)
+    z[4200:4300] = z[:100]
+    near, asked = ranking(z, 3), [0, 50, 4095, 4096, 4200, 4299]
+    for i in asked: assert near[i].tolist() == [j for j in (z.double() - z[i].double()).square().sum(1).sort(stable=True).indices[:4].tolist() if j != i][:3]
+    assert torch.equal(ranking(z, 3, z[:40])[asked], ranking(z[asked], 3, z[:40]))
+
+
+@pytest.mark.parametrize('k', [0, 10, -1])
+def test_ranking_names_the_widest_k_of_a_gallery(k):
+    with pytest.raises(ValueError, match=f'k={k} neighbours asked of 9 images: give k from 1 to 9.$'): ranking(unit(3, 4), k, unit(9, 4))
+
+
+def test_queries_and_gallery_must_be_of_one_space():
+    with pytest.raises(ValueError, match='queries have 3 dimensions and the gallery has 4'): ranking(unit(5, 3), 1, unit(5, 4))
+    with pytest.raises(ValueError, match='gallery'): ranking(unit(5, 3), 1, torch.full((5, 3), torch.nan))
 
 
 # ---- metrics
@@ -155,6 +186,83 @@ def test_cuda_embeddings_score_the_same():
     z, labels = unit(300, 24), classes(300, 30)
     assert ranking(z.cuda(), 5).is_cuda
     assert retrieval_metrics(z.cuda(), labels.cuda()) == retrieval_metrics(z, labels) == retrieval_metrics(z.cuda(), labels)
+    rounds = {'a': list(rounds_of(300, 2, 0))}
+    assert retrieval_metrics(z.cuda(), labels, rounds=rounds) == retrieval_metrics(z.cuda(), labels.cuda(), rounds=rounds) == retrieval_metrics(z, labels, rounds=rounds)
+
+
+# ---- queries and galleries
+
+def rounds_of(n, n_rounds, seed):
+    "Random halves."
+    for i in range(n_rounds):
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(1000*seed + i)).numpy()
+        yield order[:n//2], order[n//2:]
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(8, 40), c=st.integers(2, 6), n_rounds=st.integers(1, 3), sides=st.integers(1, 3), seed=st.integers(0, 999))
+def test_rounds_are_the_plain_loops(n, c, n_rounds, sides, seed):
+    z, labels, rounds = grid(n, 3, sides, seed), classes(n, c, seed), list(rounds_of(n, n_rounds, seed))
+    if not all(len(set(labels[g].tolist())) > 1 and np.isin(labels[q], labels[g]).any() for q, g in rounds): return
+    widest, ks = n - n//2, sorted({1, 2, n - n//2})
+    got = retrieval_metrics(z, labels, ks, rounds={'a': rounds, 'b': rounds[:1]})
+    for test, pairs in (('a', rounds), ('b', rounds[:1])):
+        for k in ks: assert got[f'{test}/recall_at_{k}'] == pytest.approx(np.mean([reference.gallery_recall(z.numpy(), labels.tolist(), q, g, k) for q, g in pairs]), abs=1e-12)
+        if f'{test}/map_at_r' in got: assert got[f'{test}/map_at_r'] == pytest.approx(np.mean([reference.gallery_map_at_r(z.numpy(), labels.tolist(), q, g) for q, g in pairs]), abs=1e-12)
+        else: assert max((labels[g] == c).sum() for q, g in pairs for c in labels[q].tolist()) == 1 # R@1 over again
+    assert retrieval_metrics(z, labels, ks, rounds={'b': rounds[:1]}) == {name[2:]: v for name, v in got.items() if name.startswith('b/')} and got[f'a/recall_at_{widest}'] == 1
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_gallery_scores_as_in_pytorch_metric_learning(seed):
+    z, labels = unit(500, 16, seed), classes(500, 120, seed) # some queries have no answer in the gallery
+    q, g = map(torch.as_tensor, next(rounds_of(500, 1, seed)))
+    assert not torch.isin(labels[q], labels[g]).all()
+    judge = AccuracyCalculator(include=('precision_at_1', 'mean_average_precision_at_r'), k='max_bin_count', device=torch.device('cpu'))
+    judged, ours = judge.get_accuracy(z[q], labels[q], z[g], labels[g]), retrieval_metrics(z, labels, (1, 10), rounds={'half': [(q, g)]})
+    assert list(ours) == ['recall_at_1', 'recall_at_10', 'map_at_r']
+    assert ours['recall_at_1'] == pytest.approx(judged['precision_at_1'], abs=1e-12) and ours['map_at_r'] == pytest.approx(judged['mean_average_precision_at_r'], abs=1e-12)
+
+
+def test_no_rounds_is_each_against_all_others():
+    z, labels = unit(60, 8), classes(60, 6)
+    assert retrieval_metrics(z, labels, rounds={}) == retrieval_metrics(z, labels, rounds=None) == retrieval_metrics(z, labels)
+
+
+def test_names_of_classes_do_not_matter_in_a_gallery():
+    z, labels, rounds = unit(60, 8), classes(60, 6), {'a': list(rounds_of(60, 2, 0))}
+    assert retrieval_metrics(z, labels, rounds=rounds) == retrieval_metrics(z, torch.tensor([1000, -3, 7, 99, 12, 5])[labels], rounds=rounds)
+
+
+@pytest.mark.parametrize('rounds, ks, message', [
+    ({'a': []}, (1,), "the test 'a' has no round"),
+    ({'a': [([0, 1], [1, 2])]}, (1,), 'both query and'),
+    ({'a': [([0, 1], [4, 5])]}, (1,), 'no query has an image of its class'),
+    ({'a': [([0, 2], [1])]}, (1,), 'one class only'),
+    ({'a': [([0, 2], [1, 3])]}, (3,), 'k=3 neighbours asked of 2'),
+])
+def test_rounds_that_ask_nothing_are_named(rounds, ks, message):
+    with pytest.raises(ValueError, match=message): retrieval_metrics(torch.eye(6), torch.tensor([0, 0, 1, 1, 2, 3]), ks, rounds=rounds)
+
+
+def test_labels_of_queries_and_gallery_are_counted():
+    near = ranking(unit(4, 3), 2, unit(6, 3, 1))
+    with pytest.raises(ValueError, match=r'shape \(4,\), one class per query'): recall_at_k(near, torch.zeros(3), 1, torch.arange(6))
+
+
+# ---- a part of a large set
+
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=30), st.integers(4, 60), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_a_part_is_of_whole_classes(sizes, most, seed):
+    labels = torch.repeat_interleave(7*torch.arange(len(sizes)), torch.tensor(sizes))[torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed))]
+    part = some_classes(labels, most)
+    assert torch.equal(part, some_classes(labels, most)) and torch.equal(part, part.unique()) and len(part) <= max(most, 0)
+    if len(labels) <= most: assert torch.equal(part, torch.arange(len(labels))); return
+    of, counts = labels[part].unique(return_counts=True)
+    whole = torch.tensor([(labels == c).sum() for c in of])
+    assert torch.equal(counts, whole) or (len(of) <= 2 and whole.sum() > most and len(part) == most)
+    if sum(s > 1 for s in sizes) >= 2: assert (whole > 1).all() and len(of) >= (2 if torch.equal(counts, whole) else 1)
 
 
 # ---- NMI

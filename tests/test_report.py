@@ -1,12 +1,12 @@
 "plm.plots and plm.report: what the pictures and the page say is what the rows say."
-import base64, io, math, re
+import base64, io, math, re, warnings
 from html.parser import HTMLParser
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from matplotlib import pyplot as plt
 from PIL import Image
-from plm.plots import plot_batch, plot_curves, plot_gallery, plot_recall
-from plm.report import markdown_table, published_rows, table_cells, text_table, versions, write_report
+from plm.plots import plot_batch, plot_curves, plot_gallery, plot_recall, thumbnails
+from plm.report import beside_published, markdown_table, published_rows, table_cells, text_table, versions, write_report
 
 METRICS = ['recall_at_1', 'recall_at_2', 'recall_at_4', 'recall_at_8', 'map_at_r', 'nmi']
 
@@ -102,7 +102,76 @@ def test_no_rows_is_an_error():
         with pytest.raises(ValueError, match='no retrieval rows'): table([])
 
 
+def test_several_tests_of_a_data_set_stand_side_by_side():
+    rows = [dict(dataset='v', method='plm', seed=0, metric=f'{test}/{m}', value=v) for test, v in (('small', 0.8), ('large', 0.6)) for m in ('recall_at_1', 'map_at_r')]
+    assert table_cells(rows)['v'] == (['method', 'seeds', 'small R@1', 'small MAP@R', 'large R@1', 'large MAP@R'], [[('plm', False), ('1', False), ('80.0', True), ('80.0', True), ('60.0', True), ('60.0', True)]])
+
+
+# ---- beside the paper
+
+RENAMED = {'cub200': 'CUB-200-2011', 'cars196': 'Cars-196', 'sop': 'SOP'}
+
+@pytest.mark.parametrize('dataset', RENAMED)
+@pytest.mark.parametrize('d', [128, 512])
+def test_the_papers_own_row_stands_under_ours(dataset, d):
+    ks = (1, 10, 100, 1000) if dataset == 'sop' else (1, 2, 4, 8)
+    rows = [dict(dataset=dataset, method=m, seed=s, metric=f'recall_at_{k}', value=0.1*i + 0.01*s) for m in ('pretrained', 'simclr', 'stml', 'plm') for s in (0, 1) for i, k in enumerate(ks, 1)]
+    rows += [dict(dataset='glyphs', method='plm', seed=0, metric='recall_at_1', value=1)]
+    header, lines = beside_published(rows, dataset, d)
+    assert header == ['method', 'figures', *(f'R@{k}' for k in ks)]
+    assert [line[:2] for line in lines] == [['pretrained', 'here'], ['simclr', 'here'], ['stml', 'here'], ['stml', 'paper'], ['plm', 'here'], ['plm', 'paper']]
+    assert lines[0][2] == '10.5 ± 0.7'
+    for name, line in (('STML', lines[3]), ('PLM', lines[5])):
+        printed = {r['k']: r['value'] for r in published_rows() if (r['d'], r['method'], r['dataset']) == (d, name, RENAMED[dataset])}
+        assert [cell.replace(' ', '') for cell in line[2:]] == [printed.get(k, '') for k in ks] and line[2]
+
+
+@pytest.mark.parametrize('dataset, d', [('glyphs', 128), ('inshop', 512), ('cub200', 64)])
+def test_where_the_paper_has_no_table_there_is_none(dataset, d):
+    assert beside_published(make_rows(dataset=dataset), dataset, d) is None
+
+
+def test_the_page_says_whose_the_published_columns_are(tmp_path):
+    here, elsewhere = (report(tmp_path, make_rows(dataset=d), dataset=d) for d in ('cars196', 'omniglot'))
+    assert 'Cars-196 is the data set of this page' in here and 'other data sets and another network' not in here and 'Published figures (%), Cars-196 and two' in here
+    assert 'other data sets and another network' in elsewhere and 'is the data set of this page' not in elsewhere and 'Published figures (%), on other data sets' in elsewhere
+
+
+def test_the_page_explains_the_metrics_that_there_are(tmp_path):
+    rows = [r for r in make_rows() if r['metric'] in ('recall_at_1', 'recall_at_2')]
+    page = report(tmp_path, rows, asked='queries <look> in a gallery')
+    assert 'R@K: share' in page and 'MAP@R:' not in page and 'NMI:' not in page and 'queries &lt;look&gt; in a gallery.' in page and 'among all the others' not in page
+    assert all(text in report(tmp_path, make_rows()) for text in ('R@K: share', 'MAP@R:', 'NMI:', 'each test image looks for its own kind among all the others.'))
+
+
 # ---- the page
+
+def test_thumbnails_are_means_of_blocks():
+    images = torch.randint(0, 256, (250, 3, 24, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    index = np.arange(240).reshape(12, 20)[:, ::-1].copy() # more than are taken at a time
+    blocks = images.double().view(250, 3, 8, 3, 4, 3).mean((3, 5))
+    found = thumbnails(images, index, 8)
+    assert found.shape == (12, 20, 3, 8, 4) and found.dtype == torch.uint8 and (found.double() - blocks[index]).abs().max() <= 0.501
+    assert torch.equal(thumbnails(images, index, 24), images[index]) and thumbnails(images, [0], 1).shape == (1, 3, 1, 1)
+    assert thumbnails(images[:, :1], 3, 8).shape == (1, 8, 4)
+
+
+def test_thumbnails_read_what_they_show_and_no_more(tmp_path):
+    "Of a file larger than the memory one would spend: a sparse one of 40 GB, mapped as the data sets are."
+    file = tmp_path/'images.npy'
+    mapped = np.lib.format.open_memmap(file, 'w+', np.uint8, (200_000, 3, 256, 256))
+    mapped[199_999] = 77
+    with warnings.catch_warnings(action='ignore'): images = torch.from_numpy(np.load(file, 'r')) # torch warns of whoever writes to it: nobody does
+    assert thumbnails(images, [0, 199_999], 48).float().mean((1, 2, 3)).tolist() == [0, 77]
+
+
+def test_tests_of_a_data_set_have_a_panel_each():
+    rows = [dict(dataset='v', method=m, seed=s, metric=f'{test}/recall_at_{k}', value=base + k/100 + s/1000) for test, base in (('small', 0.5), ('large', 0.3)) for m in 'ab' for s in (0, 1) for k in (1, 5)]
+    small, large = plot_recall(rows).axes
+    assert small.get_title() == 'Recall at K: v, small' and large.get_title() == 'Recall at K: v, large'
+    assert np.allclose(large.containers[0].lines[0].get_ydata(), [31.05, 35.05])
+
+
 
 def test_page_loads_nothing_and_says_so_to_the_browser(tmp_path):
     rows = make_rows()
