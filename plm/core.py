@@ -75,13 +75,14 @@ def pick_device(
         raise RuntimeError(f"device {name!r} was asked for, but torch sees no GPU here. Set device: auto (or cpu) in params.yaml.")
     return device
 
-# %% ../nbs/00_core.ipynb #fe658a94
+# %% ../nbs/00_core.ipynb #f25e9fa0
 def progress(
     items, # what to iterate over
     desc: str, # what is being done, shown before the bar
     total: int | None = None, # number of items, if `items` has no length
 ):
     "A progress bar where a person can see it: in the terminal, under the notebook's cell, or in the terminal behind papermill."
+    if int(os.environ.get('RANK', 0)): return text_tqdm(items, desc=desc, total=total, disable=True) # of several processes, the first one shows it
     in_kernel = 'ipykernel' in sys.modules and hasattr(sys.stderr, 'pub_thread')
     if not in_kernel: return text_tqdm(items, desc=desc, total=total)
     if 'JPY_SESSION_NAME' in os.environ: return auto_tqdm(items, desc=desc, total=total) # set by the notebook server

@@ -1,0 +1,89 @@
+"What the processes of test_distributed do: functions that another process can import."
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from plm import training
+from plm.core import generator_at
+from plm.data import load_images
+from plm.distributed import gather, join, own_rows, rank, size, sum_gradients, synchronise
+from plm.encoder import Encoder, embed
+from plm.params import PLMParams, SimCLRParams, STMLParams, TrainParams
+
+CPU = torch.device('cpu')
+SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', epochs=3, batch_size=24)
+CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
+             'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
+             'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9, visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain')}
+
+
+def pictures(n, *address): return torch.randint(0, 256, (n, 1, 24, 24), generator=generator_at('ranks', n, *address), dtype=torch.uint8)
+
+
+def same_views(images, g): return images.to(torch.get_default_dtype())/255
+
+
+def gradients(name, B=24):
+    "Loss terms and the gradient of every parameter on one batch, in 64 bits, without augmentation."
+    torch.set_default_dtype(torch.float64)
+    try:
+        method = synchronise(training._CLASSES[name](Encoder('convnet', 8).double(), CONSTANTS[name], 0).double().train())
+        views = 1 if name == 'plm' else 2
+        index = torch.arange(B//views)
+        rows = own_rows(len(index))
+        training.as_input, before = lambda images: same_views(images, None), training.as_input
+        terms = method(pictures(B//views)[rows], index[rows], lambda images, g: same_views(images, g), None)
+        training.as_input = before
+        sum(terms.values()).backward()
+        sum_gradients(method.parameters(), getattr(method, 'whole', ()))
+        return {k: v.item() for k, v in terms.items()}, {k: p.grad for k, p in method.named_parameters() if p.grad is not None}, {k: b for k, b in method.named_buffers() if b.is_floating_point()}
+    finally: torch.set_default_dtype(torch.float32)
+
+
+def many_gradients(names, embed_n=()):
+    "The above for several methods, and the embeddings of some numbers of images, in one start of the processes."
+    join(CPU)
+    return size(), [gradients(name) for name in names], [embed(Encoder('convnet', 8), pictures(n)) for n in embed_n]
+
+
+def run(name, scratch, stop=None):
+    "A short training, the same views everywhere; killed by its own hand after `stop` epochs. Log, weights of every process, and which of them wrote."
+    join(CPU)
+    torch.set_num_threads(1)
+    training.Augment = lambda: same_views
+    encoder, saved = Encoder('convnet', 8), []
+    real, epochs = training.save_state, []
+    def save(state, path):
+        real(state, path)
+        saved.append(rank())
+        if len(state['log']) - 1 == stop: os.kill(os.getpid(), signal.SIGKILL)
+    training.save_state = save
+    made = {}
+    Class = training._CLASSES[name]
+    training._CLASSES = {name: lambda *a: made.setdefault('method', Class(*a))}
+    log = training.train(name, encoder, pictures(50), (pictures(12, 'val'), torch.arange(12) % 4), SHARED, CONSTANTS[name], 0, scratch)
+    whole = {k: v for k, v in made['method'].state_dict().items()}
+    flat = torch.cat([v.double().flatten() for v in whole.values()])
+    everywhere = gather(flat[None]) # one row of each process
+    return log, whole, (everywhere - everywhere[0]).abs().max().item(), saved
+
+
+def fail(how):
+    if how != 'early': join(CPU)
+    if rank() == 1 or how == 'early' and os.environ['RANK'] == '1':
+        if how == 'killed': os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError(f'broken on purpose, {how}')
+    if how == 'early': join(CPU)
+    gather(torch.zeros(1))
+
+
+def wait_forever(file):
+    import time
+    join(CPU)
+    Path(f'{file}{rank()}').write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def indivisible(scratch):
+    join(CPU)
+    training.train('plm', Encoder('convnet', 8), pictures(50), (pictures(12, 'val'), torch.arange(12) % 4), replace(SHARED, batch_size=26), replace(CONSTANTS['plm'], k=2), 0, scratch)

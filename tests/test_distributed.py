@@ -1,0 +1,91 @@
+"Several processes compute what one computes, and end together."
+import os, subprocess, sys, time
+from pathlib import Path
+import pytest, torch
+import ranks
+from plm.distributed import gather, own_rows, rank, size, sum_gradients, synchronise, together
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch): monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]))
+
+
+def test_alone_nothing_changes():
+    x, net = torch.rand(5, 2), torch.nn.BatchNorm2d(3)
+    assert gather(x) is x and own_rows(5) == slice(0, 5) and (rank(), size()) == (0, 1) and type(synchronise(net)) is torch.nn.BatchNorm2d
+    with pytest.raises(ValueError, match='process 0 of 1 has 6 of 6 rows, got 5'): gather(x, 6)
+    p = torch.nn.Parameter(x)
+    p.grad = x.clone()
+    sum_gradients([p])
+    assert torch.equal(p.grad, x)
+
+
+def test_rows_are_shared_out_once(monkeypatch):
+    from plm import distributed
+    for n in range(12):
+        for n_processes in range(1, 6):
+            monkeypatch.setattr(distributed, 'size', lambda: n_processes)
+            rows = []
+            for r in range(n_processes):
+                monkeypatch.setattr(distributed, 'rank', lambda: r)
+                rows.append(list(range(n))[own_rows(n)])
+            assert sum(rows, []) == list(range(n)) and max(map(len, rows)) - min(map(len, rows)) <= 1
+
+
+@pytest.mark.parametrize('processes, names, embed_n', [(2, ('plm', 'stml', 'simclr'), (1, 5, 8)), (3, ('plm',), (2, 7))])
+def test_gradients_and_embeddings_are_those_of_one_process(processes, names, embed_n):
+    (_, one, z), (n, several, z_) = ranks.many_gradients(names, embed_n), together(ranks.many_gradients, processes, names, embed_n)
+    assert n == processes
+    for name, a, b in zip(names, one, several, strict=True):
+        assert b[0] == pytest.approx(a[0], abs=1e-12), name
+        for mine, theirs in zip(a[1:], b[1:]):
+            assert mine.keys() == theirs.keys() and max(v.abs().max() for v in mine.values()) > 1e-3
+            for key in mine: torch.testing.assert_close(theirs[key], mine[key], rtol=0, atol=1e-10, msg=f'{name} {key}')
+    for a, b in zip(z, z_, strict=True): torch.testing.assert_close(b, a, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('PYTHONPATH', os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]))
+        return together(ranks.run, 1, 'plm', tmp_path_factory.mktemp('alone'))[0]
+
+
+def test_a_run_of_two_follows_a_run_of_one_and_all_have_the_same_state(tmp_path, alone):
+    log, _, apart, saved = together(ranks.run, 2, 'plm', tmp_path)
+    assert apart == 0 and saved == [0, 0, 0] and not list(tmp_path.rglob('*.pt'))
+    for a, b in zip(alone, log, strict=True): assert b == pytest.approx(a, rel=2e-3)
+
+
+def test_a_killed_run_of_two_is_resumed_by_three(tmp_path, alone):
+    with pytest.raises(RuntimeError, match='process 0 of 2 failed.*SIGKILL'): together(ranks.run, 2, 'plm', tmp_path, 1)
+    assert len(list(tmp_path.glob('*.pt'))) == 1
+    log, _, apart, saved = together(ranks.run, 3, 'plm', tmp_path)
+    assert apart == 0 and saved == [0, 0] # the first epoch was not done again
+    for a, b in zip(alone, log, strict=True): assert b == pytest.approx(a, rel=2e-3)
+
+
+@pytest.mark.parametrize('how, words', [('early', 'ValueError: broken on purpose, early'), ('late', 'ValueError: broken on purpose, late'), ('killed', 'Signal 9')])
+def test_one_that_fails_ends_all_and_is_named(how, words):
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=f'process 1 of 2 failed, and the others were ended: {words}'): together(ranks.fail, 2, how)
+    assert time.monotonic() - began < 60 # the others do not wait for the time limit of ten minutes
+
+
+def test_a_batch_that_cannot_be_shared(tmp_path):
+    with pytest.raises(RuntimeError, match='batch_size = 26 cannot be shared equally by 2 processes.*multiple of 4'): together(ranks.indivisible, 2, tmp_path)
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    code = f"import ranks\nfrom plm.distributed import together\nif __name__ == '__main__': together(ranks.wait_forever, 2, {str(tmp_path/'pid')!r})"
+    (tmp_path/'start.py').write_text(code)
+    parent = subprocess.Popen([sys.executable, tmp_path/'start.py'])
+    pids = [tmp_path/f'pid{r}' for r in range(2)]
+    while not all(p.exists() and p.read_text() for p in pids): time.sleep(0.1); assert parent.poll() is None
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        alive = [p for p in pids if Path(f'/proc/{p.read_text()}').exists() and 'Z' not in Path(f'/proc/{p.read_text()}/stat').read_text().split()[2]]
+        if not alive: break
+        time.sleep(0.1)
+    assert not alive
