@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro ablations namr test nbs lock clean
+.PHONY: help env repro ablations namr photos dry paper test nbs lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
@@ -35,6 +35,19 @@ namr: env ## NAMR on four metric losses, and in the indexes (about 40 minutes), 
 	cp results/namr.csv results/index.csv docs/
 	dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
+
+photos: env ## FOLDER=/my/photos [LABELS=labels.csv]: a search of your own images, labelled or not, in results/photos; a killed one goes on where it was
+	@python -c 'import sys; from plm.search import begin_photos; begin_photos(*sys.argv[1:])' "$$FOLDER" "$$LABELS"
+	dvc repro photos/dvc.yaml
+	@if [ -f results/photos/recall.csv ]; then cat results/photos/recall.csv; fi
+	@echo "Look: $(CURDIR)/results/photos/index.html"
+
+dry: env ## what a cell of the paper's table would need here (files, disk, time, memory); starts nothing: make dry PRESET=cub200-512
+	@python -c 'import sys; from plm.paper import dry_run; plan = dry_run("$(PRESET)", "$(SET)"); print(plan); sys.exit(bool(plan.problems))'
+
+paper: dry ## a cell of the paper's table, and the report (GPU); a killed one goes on: make paper PRESET=cub200-512 [SET="seeds=[0]"]
+	@set -ef; settings=$$(python -c 'from plm.paper import arguments; print(*arguments("$(PRESET)", "$(SET)"))'); dvc exp run $$settings
+	@python -c 'from plm.paper import publish; print(publish("$(PRESET)"))'
 
 test: env ## everything that must hold: exported modules, notebooks, tests, the pipeline at toy size
 	rm -rf .venv/before && cp -r plm .venv/before && nbdev_export

@@ -19,10 +19,10 @@ from .photos import list_images, write_photos
 from .published import PUBLISHED, Split, fetch_published, published_splits
 
 # %% auto #0
-__all__ = ['SPLITS', 'PHOTOS', 'DATASETS', 'save_splits', 'load_images', 'load_labels', 'make_dataset', 'photo_splits',
-           'save_photos', 'load_rounds', 'recall_ks', 'Augment', 'PhotoAugment', 'settle', 'batches_on']
+__all__ = ['SPLITS', 'PHOTOS', 'DATASETS', 'save_splits', 'load_images', 'map_images', 'load_labels', 'make_dataset',
+           'photo_splits', 'save_photos', 'load_rounds', 'recall_ks', 'Augment', 'PhotoAugment', 'settle', 'batches_on']
 
-# %% ../nbs/06_data.ipynb #503ddeb2
+# %% ../nbs/06_data.ipynb #77ede2f9
 SPLITS = ('source', 'train', 'val', 'test')
 PHOTOS = ('folder', *PUBLISHED) # colour, decoded to files that need not fit into memory
 DATASETS = ('glyphs', 'omniglot', *PHOTOS)
@@ -62,9 +62,15 @@ def load_images(
     split: str, # 'source', 'train', 'val' or 'test'
 ) -> Tensor: # (N, C, H, W) uint8; C is 1, or 3 for photos, which stay on the disk until they are indexed
     "The images of a split, without labels. `FileNotFoundError` says how to make them."
-    images = _load(folder, split, 'images', 'r')
+    return map_images(_file(folder, split, 'images'))
+
+def map_images(
+    file: str | Path, # a `.npy` of uint8, (N, H, W) or (N, 3, H, W)
+) -> Tensor: # (N, C, H, W) uint8; photos stay on the disk until they are indexed, and must not be written to
+    "The images of a file."
+    images = np.load(file, 'r', allow_pickle=False)
     if images.ndim == 3: return torch.from_numpy(np.array(images))[:, None]
-    with warnings.catch_warnings(): # that a write would crash is as it should be; a map that may be written to is refused if it is larger than memory
+    with warnings.catch_warnings(): # a map that may be written to is refused if it is larger than memory
         warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
         return torch.from_numpy(images)
 
@@ -76,12 +82,12 @@ def load_labels(
 ) -> Tensor: # (N,) int64
     "The labels of a split. Refuses 'train' (`ValueError`) unless the caller says that it trains with labels."
     if split == 'train' and not supervised: raise ValueError("the labels of 'train' are not to be had: training is unsupervised. Use 'val' to choose constants; for a supervised method pass supervised=True.")
-    return torch.from_numpy(_load(folder, split, 'labels'))
+    return torch.from_numpy(np.load(_file(folder, split, 'labels'), allow_pickle=False))
 
-def _load(folder, split, kind, mmap_mode=None):
+def _file(folder, split, kind):
     file = Path(folder)/f"{one_of(split, SPLITS, 'split')}_{kind}.npy"
     if not file.exists(): raise FileNotFoundError(f"{file} is missing. `dvc repro download` makes it.")
-    return np.load(file, mmap_mode, allow_pickle=False)
+    return file
 
 # %% ../nbs/06_data.ipynb #f39fb45a
 def make_dataset(

@@ -16,7 +16,8 @@ from .distributed import gather, own_rows
 from .transfer import check_file, download
 
 # %% auto #0
-__all__ = ['BACKBONES', 'FETCHED', 'PRECISIONS', 'ConvNet', 'fetch_weights', 'Encoder', 'as_input', 'embed', 'MomentumEncoder']
+__all__ = ['BACKBONES', 'FETCHED', 'PRECISIONS', 'NORMS', 'ConvNet', 'fetch_weights', 'Encoder', 'as_input', 'embed',
+           'MomentumEncoder']
 
 # %% ../nbs/09_encoder.ipynb #2e597806
 class ConvNet(nn.Sequential):
@@ -203,8 +204,8 @@ def _load_weights(backbone, weights, name):
                         ('has other shapes:', [f'{k} is {tuple(v.shape)} there and {tuple(own[k].shape)} here' for k, v in state.items() if k in own and k not in fits])):
         if names: raise ValueError(f"{origin} does not fit {name}: it {what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}. Was it written for another backbone?")
 
-# %% ../nbs/09_encoder.ipynb #fac35168
-PRECISIONS = ('float32', 'bf16')
+# %% ../nbs/09_encoder.ipynb #3cf5d9d8
+PRECISIONS, NORMS = ('float32', 'bf16'), ('moving', 'still')
 
 class Encoder(nn.Module):
     "A backbone with a linear embedding head; unit vectors come out. Errors name a backbone or weights that cannot be had, and the cure."
@@ -215,14 +216,22 @@ class Encoder(nn.Module):
         weights: str = 'none', # where the backbone begins: none (random), imagenet (published), or a file: of the backbone's state dict, with or without classifier, or of an Encoder's (its head is not taken)
         crop: int | None = None, # side of the central square that is looked at, in pixels (published: 224); None: all that is given
         precision: str = 'float32', # of the backbone: float32, or bf16 (mixed precision)
+        norm: str = 'moving', # batch normalisation in training: moving (statistics of the batch, and a running mean of them), or still (the statistics it began with)
     ):
         super().__init__()
-        self.crop, self.mixed = crop, one_of(precision, PRECISIONS, 'precision') == 'bf16'
+        self.crop, self.mixed, self.still = crop, one_of(precision, PRECISIONS, 'precision') == 'bf16', one_of(norm, NORMS, 'norm') == 'still'
         with torch.random.fork_rng(devices=[]): # torch's initialisers read the global generator: lend it ours
             torch.manual_seed(generator_at('weights', *address).initial_seed())
             self.backbone = _backbone(backbone)
             self.head = nn.Linear(self.backbone.out_features, dim)
             if weights != 'none': _load_weights(self.backbone, weights, backbone)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.still:
+            for m in self.modules():
+                if isinstance(m, nn.BatchNorm2d): m.eval() # scale and shift are trained all the same
+        return self
 
     def features(self,
         x: Tensor, # (B, C, H, W) images, float in 0..1; C is 1 or 3

@@ -56,7 +56,7 @@ class ClassBalancedBatches(RandomBatches):
                 batch += own[order[:self.per_class]].tolist()
             yield batch
 
-# %% ../nbs/24_supervised.ipynb #8b950d3f
+# %% ../nbs/24_supervised.ipynb #d1399cab
 class TwoHeads(Encoder):
     "An encoder with a structure head beside its embedding head."
     def __init__(self,
@@ -66,7 +66,8 @@ class TwoHeads(Encoder):
         address: tuple = (0,), # of a new head's random weights
     ):
         nn.Module.__init__(self) # not Encoder's: backbone and head are given
-        self.backbone, self.head, self.crop, self.mixed = copy.deepcopy(encoder.backbone), copy.deepcopy(encoder.head), encoder.crop, encoder.mixed
+        self.backbone, self.head = copy.deepcopy(encoder.backbone), copy.deepcopy(encoder.head)
+        self.crop, self.mixed, self.still = encoder.crop, encoder.mixed, encoder.still
         if dim is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(generator_at('head', *address).initial_seed())

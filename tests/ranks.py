@@ -11,7 +11,7 @@ from plm.encoder import Encoder, embed
 from plm.params import PLMParams, SimCLRParams, STMLParams, TrainParams
 
 CPU = torch.device('cpu')
-SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', epochs=3, batch_size=24)
+SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=3, batch_size=24)
 CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
              'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
              'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9, visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain')}

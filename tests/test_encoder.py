@@ -74,6 +74,19 @@ def test_bf16_is_close_and_its_embeddings_are_float32():
     with pytest.raises(ValueError, match="unknown precision 'fp16'"): Encoder(precision='fp16')
 
 
+def test_still_statistics_survive_training_and_copying():
+    e = Encoder('resnet18', 8, norm='still')
+    slow_one = MomentumEncoder(e)
+    before = {name: v.clone() for name, v in e.state_dict().items() if 'running' in name}
+    opt = torch.optim.SGD(e.parameters(), lr=0.1)
+    for _ in range(2):
+        e.train()(torch.rand(4, 3, 32, 32))[:, 0].sum().backward(); opt.step()
+        slow_one.update(e)
+    assert len(before) == 40 and all(torch.equal(e.state_dict()[name], v) and torch.equal(slow_one.encoder.state_dict()[name], v) for name, v in before.items())
+    assert not torch.equal(e.backbone.net.bn1.weight, Encoder('resnet18', 8).backbone.net.bn1.weight)
+    Encoder('resnet18', 8).load_state_dict(e.state_dict()) # the names are those of any encoder
+
+
 def test_blocks_of_large_photos_are_small_and_change_nothing():
     images = torch.randint(0, 256, (5, 3, 40, 40), generator=generator_at(3), dtype=torch.uint8)
     encoder = Encoder('resnet18', 8, crop=32)

@@ -59,7 +59,7 @@ MISTAKES = {
     'mistake in the data set not in use': (['omniglot', 'plm', 'k'], 'five', r'omniglot\.plm\.k must be int'),
     'whole number with a point': (PLM + ['k'], 5.0, r'glyphs\.plm\.k must be int, got 5\.0'),
     'number as text': (PLM + ['delta'], '2', r"glyphs\.plm\.delta must be float, got '2'"),
-    '1e-3 is text in YAML': (PLM + ['lr'], '1e-3', r"glyphs\.plm\.lr must be float, got '1e-3'\. In YAML write 1\.0e-3"),
+    'exponent without a number': (PLM + ['lr'], 'e-3', r"glyphs\.plm\.lr must be float, got 'e-3'"),
     'yes is not a number': (PLM + ['lr'], True, r'glyphs\.plm\.lr must be float, got True'),
     'yes is not a count': (PLM + ['k'], True, r'glyphs\.plm\.k must be int, got True'),
     'null where none is allowed': (PLM + ['m'], None, r'glyphs\.plm\.m must be int, got None'),
@@ -124,7 +124,7 @@ def test_mistakes(tmp_path, mistake):
     with pytest.raises(ValueError, match=words): load(changed(path, value), tmp_path)
 
 
-@pytest.mark.parametrize('path, value', [(PLM + ['T'], None), (PLM + ['T'], 1), (PLM + ['lr'], 1), (PLM + ['n_proxies'], 0), (PLM + ['visit'], 4), (PLM + ['terms'], ['proxy']), (PLM + ['n_alpha'], 0.5),
+@pytest.mark.parametrize('path, value', [(PLM + ['T'], None), (PLM + ['T'], 1), (PLM + ['lr'], 1), (PLM + ['lr'], 1e-5), (PLM + ['n_proxies'], 0), (PLM + ['visit'], 4), (PLM + ['terms'], ['proxy']), (PLM + ['n_alpha'], 0.5),
                                          (['glyphs', 'sizes', 'n_source'], None), (['glyphs', 'pretrain'], None), (['cub200', 'sizes', 'val_every'], None), (['cub200', 'train', 'crop'], 256), (['cub200', 'train', 'precision'], 'float32'), (['glyphs', 'sizes', 'n_source'], 5), (['seeds'], [7])])
 def test_what_is_allowed(tmp_path, path, value):
     raw = changed(path, value)
@@ -195,3 +195,9 @@ def test_the_defaults_of_the_loss_are_the_values_of_the_run():
     defaults = {name: p.default for name, p in inspect.signature(PLMLoss).parameters.items()}
     for dataset in DATASETS:
         for name in ('m', 'T', 'n_alpha', 'n_beta', 'delta', 'visit', 'similarity'): assert defaults[name] == RAW[dataset]['plm'][name], (dataset, name)
+
+
+def test_numbers_as_dvc_writes_them(tmp_path):
+    "DVC sets 0.00001 as 1e-05, which is a text to YAML 1.1."
+    (tmp_path/'params.yaml').write_text(OURS.read_text().replace('plm: {lr: 0.001', 'plm: {lr: 1e-05', 1))
+    assert load_params(tmp_path/'params.yaml').method['plm'].lr == 1e-5

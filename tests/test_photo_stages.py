@@ -45,7 +45,7 @@ def photos(tmp_path_factory):
     for folder in ('docs/images', 'runs/data', 'runs/toy', 'runs/notebooks'): (root/folder).mkdir(parents=True)
     params = yaml.safe_load((ROOT/'params.yaml').read_text()) | dict(dataset='vehicleid', methods=list(METHODS), seeds=[SEED], device='cpu')
     params['vehicleid']['sizes'] |= dict(side=40, val_every=None)
-    params['vehicleid']['train'] |= dict(backbone='resnet18', weights='none', dim=16, crop=32, precision='float32', epochs=1, batch_size=20)
+    params['vehicleid']['train'] |= dict(backbone='resnet18', weights='none', dim=16, crop=32, precision='float32', norm='moving', epochs=1, batch_size=20)
     toy.write_params(params)
     images, labels = blobs(10, 8, 40)
     np.save(data/'test_images.npy', images), np.save(data/'test_labels.npy', labels)

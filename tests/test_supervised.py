@@ -26,7 +26,7 @@ CONSTANTS = {'triplet': MetricParams(1e-3, 0.1, None, None, 1.), 'contrastive': 
              'proxy-anchor': MetricParams(1e-3, 0.1, 32., 100., 1.)}
 STRUCTURE = StructureParams(band=0.5, C=5, margin=0.02, metric_on='plain', gamma=0.9)
 UNLABELLED = PLMParams(lr=1e-3, k=5, m=2, T=0.9, n_alpha=3, n_beta=0.5, delta=1.4, n_proxies=4, gamma=0.9, visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain')
-BUDGET = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', epochs=2, batch_size=20)
+BUDGET = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=2, batch_size=20)
 
 
 def start(): return Encoder('convnet', 8, (3,))

@@ -13,7 +13,7 @@ CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
              'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
              'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9,
                               visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain')}
-SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', epochs=3, batch_size=24)
+SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=3, batch_size=24)
 
 
 def pictures(n, *address): return torch.randint(0, 256, (n, 1, 24, 24), generator=generator_at('pictures', n, *address), dtype=torch.uint8)
@@ -339,6 +339,8 @@ def test_fingerprints():
     assert len(set(prints)) == len(parts) and all(len(f) == 16 and int(f, 16) >= 0 for f in prints)
     assert fingerprint(IMAGES.clone(), SHARED) == fingerprint(IMAGES, replace(SHARED))
     assert fingerprint(IMAGES.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)) == fingerprint(IMAGES) # not of how it lies in memory
+    none = [torch.from_numpy(np.zeros(shape, kind)) for shape, kind in (((0,), np.int64), ((0, 3, 8, 8), np.uint8))] # as val is, where all classes train
+    assert len({fingerprint(t) for t in none}) == 2
 
 
 PHOTOS = torch.randint(0, 256, (24, 3, 36, 36), generator=generator_at('photos'), dtype=torch.uint8)
