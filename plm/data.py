@@ -100,7 +100,7 @@ def make_dataset(
     chars = distinct_characters()
     return {'source': (*clean_prints(chars), list(chars)), **omniglot_splits(archives, size=28)}
 
-# %% ../nbs/06_data.ipynb #3211039a
+# %% ../nbs/06_data.ipynb #712b6556
 def photo_splits(
     name: str, # from `PHOTOS`
     val_every: int | None = 10, # every so many-th class of the training side becomes val, 2 or more (ours); None: no val (published)
@@ -118,7 +118,10 @@ def photo_splits(
     held = np.zeros(n, bool)
     if val_every: held[np.flatnonzero(~side)[val_every - 1::val_every]] = True
     parts = {'train': ~side & ~held, **({'val': held} if val_every else {}), 'test': side}
+    counts = np.bincount(listing.labels[listing.labels >= 0], minlength=n)
     few = [what for what, classes in parts.items() if classes.sum() < 2]
+    alone = [what for what in parts if what != 'train' and what not in few and counts[parts[what]].max() < 2]
+    if alone: raise ValueError(f"{path}: every class of {' and '.join(alone)} has a single image, so no query has a right answer. Give some classes two images or more.")
     if few: raise ValueError(f"{path} has {n} classes, which leaves fewer than two for {' and '.join(few)}. Give it more classes{'' if few == ['test'] else ', or a smaller folder.sizes.val_every (null: no val)'}.")
     return {what: _part(listing, classes) for what, classes in parts.items()}
 
@@ -128,15 +131,15 @@ def _part(listing, classes):
     rows = np.flatnonzero((listing.labels >= 0) & classes[listing.labels])
     return Split([str(listing.files[i]) for i in rows], number[listing.labels[rows]], [n for n, own in zip(listing.names, classes) if own])
 
-# %% ../nbs/06_data.ipynb #76972eeb
+# %% ../nbs/06_data.ipynb #01edcf65
 def save_photos(
     splits: dict[str, Split], # from `photo_splits`
     folder: str | Path, # where the `.npy` files and `classes.json` go
     side: int = 256, # S, of the stored squares in pixels (256 published, as the protocols' Resize)
-    drop_duplicates: bool = False, # keep equal pixels once; a published protocol counts every file
+    drop_duplicates: bool = False, # keep equal pixels once in a split; a published protocol counts every file
     scratch: str | Path = 'scratch/photos', # of decoding that was interrupted
 ):
-    "Decode a data set of photos, the train images in random order; `source` is empty. A killed run goes on where it was. Errors as in `write_photos`; `ValueError` if two splits share a class."
+    "Decode a data set of photos, the train images in random order; `source` is empty. A killed run goes on inside the split that it was at. Errors as in `write_photos`; `ValueError` if two splits share a class."
     folder = Path(folder)
     classes = {name: splits[name].class_names if name in splits else [] for name in SPLITS}
     _check_disjoint(classes)
@@ -231,7 +234,7 @@ class PhotoAugment:
         grid = F.affine_grid(affine.to(images.device, non_blocking=True), (B, C, self.crop, self.crop), align_corners=False)
         return F.grid_sample(images.float()/255, grid, padding_mode='border', align_corners=False)
 
-# %% ../nbs/06_data.ipynb #21253a90
+# %% ../nbs/06_data.ipynb #80bc8edf
 def settle(
     images: Tensor, # (N, C, H, W) uint8
     device: torch.device | str, # where the work is done
@@ -251,7 +254,7 @@ def batches_on(
     if images.device.type == device.type:
         for index in indices:
             index = torch.as_tensor(index, device=images.device)
-            yield index, images[index]
+            yield index.to(device), images[index].to(device)
         return
     def gather(index):
         index, batch = torch.as_tensor(index), images[torch.as_tensor(index)]

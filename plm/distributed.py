@@ -80,7 +80,7 @@ def sum_gradients(
     dist.all_reduce(flat)
     for p, g in zip(parameters, flat.split([p.numel() for p in parameters])): p.grad.copy_(g.view_as(p))
 
-# %% ../nbs/07_distributed.ipynb #4a0ffc66
+# %% ../nbs/07_distributed.ipynb #7d80a909
 class _Sum(torch.autograd.Function):
     "Sum over processes, forwards and backwards."
     @staticmethod
@@ -98,6 +98,7 @@ class _BatchNorm(nn.BatchNorm2d):
     "Batch normalisation over all processes, on any device."
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or size() == 1: return super().forward(x)
+        kind, x = x.dtype, x.float() if x.dtype == torch.bfloat16 else x # as torch's own: sums in 32 bits
         n = torch.tensor([x.numel()/x.shape[1]], dtype=x.dtype, device=x.device)
         total = _Sum.apply(torch.cat([x.sum((0, 2, 3)), n]))
         n, mean = total[-1].detach(), total[:-1]/total[-1].detach()
@@ -108,19 +109,21 @@ class _BatchNorm(nn.BatchNorm2d):
             m = self.momentum if self.momentum is not None else 1/self.num_batches_tracked.item()
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), m)
             self.running_var.lerp_((var*n/(n - 1)).to(self.running_var.dtype), m)
-        return centred*(self.weight*(var + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]
+        return (centred*(self.weight*(var + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]).to(kind)
 
 def synchronise(
     module: nn.Module, # changed in place
 ) -> nn.Module: # `module`
-    "Let every batch normalisation in a network take its statistics over all processes. Names and values of the parameters stay."
+    "Let every batch normalisation in a network take its statistics over all processes. Names and values of the parameters stay. `ValueError` for kinds that cannot."
     if size() == 1: return module
+    odd = {type(m).__name__ for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and type(m) not in (nn.BatchNorm2d, _BatchNorm, nn.SyncBatchNorm)}
+    if odd: raise ValueError(f"{', '.join(sorted(odd))} of this network cannot be shared by several processes. Set launch: single, or choose another train.backbone.")
     if next(module.parameters()).is_cuda: return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for m in module.modules():
         if type(m) is nn.BatchNorm2d: m.__class__ = _BatchNorm
     return module
 
-# %% ../nbs/07_distributed.ipynb #a7e53e56
+# %% ../nbs/07_distributed.ipynb #4d7d68c1
 def end_with_parent():
     "End this process when its parent ends, however that ends: nobody works on unseen."
     def follow():
@@ -130,7 +133,7 @@ def end_with_parent():
 
 def _work(function, processes, *args):
     end_with_parent()
-    if not torch.cuda.is_available(): torch.set_num_threads(max(1, len(os.sched_getaffinity(0))//processes)) # or they would fight over the cores
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))//processes)) # or they would fight over the cores
     result = function(*args)
     if dist.is_initialized(): dist.destroy_process_group() # not after an error: first it must be told, or another process's "connection closed" would pass for the cause
     return result

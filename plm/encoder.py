@@ -204,7 +204,7 @@ def _load_weights(backbone, weights, name):
                         ('has other shapes:', [f'{k} is {tuple(v.shape)} there and {tuple(own[k].shape)} here' for k, v in state.items() if k in own and k not in fits])):
         if names: raise ValueError(f"{origin} does not fit {name}: it {what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}. Was it written for another backbone?")
 
-# %% ../nbs/09_encoder.ipynb #3cf5d9d8
+# %% ../nbs/09_encoder.ipynb #d3baf275
 PRECISIONS, NORMS = ('float32', 'bf16'), ('moving', 'still')
 
 class Encoder(nn.Module):
@@ -230,7 +230,7 @@ class Encoder(nn.Module):
         super().train(mode)
         if self.still:
             for m in self.modules():
-                if isinstance(m, nn.BatchNorm2d): m.eval() # scale and shift are trained all the same
+                if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval() # scale and shift are trained all the same. SyncBatchNorm is one of these, too
         return self
 
     def features(self,

@@ -15,7 +15,7 @@ from .encoder import BACKBONES, NORMS, PRECISIONS
 # %% auto #0
 __all__ = ['METHODS', 'SIZES', 'LIMITS', 'PretrainParams', 'TrainParams', 'PretrainedParams', 'SimCLRParams', 'STMLParams',
            'PLMParams', 'GlyphsSizes', 'OmniglotSizes', 'PublishedSizes', 'FolderSizes', 'Params', 'read_section',
-           'load_params', 'project_root']
+           'load_params', 'check_plm', 'project_root']
 
 # %% ../nbs/16_params.ipynb #39297fdf
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Params:
     train: TrainParams # what the unsupervised methods share
     method: dict # name of a method -> its constants
 
-# %% ../nbs/16_params.ipynb #18535f3b
+# %% ../nbs/16_params.ipynb #31718a71
 LIMITS = { # a parameter means the same wherever it stands, so it has one range
     **dict.fromkeys(('lr', 'temperature', 'sigma', 'delta'), (lambda v: 0 < v < math.inf, 'a number above 0')),
     **dict.fromkeys(('epochs', 'dim', 'm', 'wide', 'n_train'), (lambda v: v >= 1, 'at least 1')),
@@ -222,15 +222,23 @@ def _section(values, name):
         images = train.batch_size//views
         if k >= images or images % k:
             raise ValueError(f"{name}.{entry}.k = {k} must be below, and divide, the {images} images of a batch ({name}.train.batch_size = {train.batch_size}).")
-    if p.n_alpha < p.n_beta: raise ValueError(f"{name}.plm.n_alpha = {p.n_alpha} must not be below n_beta = {p.n_beta}: similarity decays faster across a piece than along it.")
-    if p.visit is not None and not p.m <= p.visit < train.batch_size:
-        raise ValueError(f"{name}.plm.visit = {p.visit} must be at least m = {p.m} and below {name}.train.batch_size = {train.batch_size}, or null for the whole batch.")
-    if p.similarity == 'binary' and p.T is None: raise ValueError(f"{name}.plm.similarity = binary asks who is in a piece; with T = null everybody is. Set T.")
-    if not p.n_proxies and 'point' not in p.terms: raise ValueError(f"{name}.plm.terms = {p.terms} leaves nothing to train with n_proxies = 0. Add point, or proxies.")
-    if 'point' not in p.terms and 'proxy' not in p.terms: raise ValueError(f"{name}.plm.terms = {p.terms} would train the proxies only, never the encoder. Add point or proxy.")
-    if p.m > train.dim: raise ValueError(f"{name}.plm.m = {p.m} must be at most {name}.train.dim = {train.dim}.")
-    if p.m >= train.batch_size: raise ValueError(f"{name}.plm.m = {p.m} must be below {name}.train.batch_size = {train.batch_size}: a piece of m dimensions needs m neighbours.")
+    check_plm(train, p, f'{name}.')
     return dict(sizes=read['sizes'], pretrain=read.get('pretrain'), train=train, method={m: read[m] for m in METHODS})
+
+def check_plm(
+    train: TrainParams, # the budget
+    p: PLMParams, # PLM's constants
+    name: str, # what the entries' names begin with in the file, for the message: 'glyphs.', or ''
+):
+    "What must hold between constants of PLM; `ValueError` names the entry."
+    if p.n_alpha < p.n_beta: raise ValueError(f"{name}plm.n_alpha = {p.n_alpha} must not be below n_beta = {p.n_beta}: similarity decays faster across a piece than along it.")
+    if p.visit is not None and not p.m <= p.visit < train.batch_size:
+        raise ValueError(f"{name}plm.visit = {p.visit} must be at least m = {p.m} and below {name}train.batch_size = {train.batch_size}, or null for the whole batch.")
+    if p.similarity == 'binary' and p.T is None: raise ValueError(f"{name}plm.similarity = binary asks who is in a piece; with T = null everybody is. Set T.")
+    if not p.n_proxies and 'point' not in p.terms: raise ValueError(f"{name}plm.terms = {p.terms} leaves nothing to train with n_proxies = 0. Add point, or proxies.")
+    if 'point' not in p.terms and 'proxy' not in p.terms: raise ValueError(f"{name}plm.terms = {p.terms} would train the proxies only, never the encoder. Add point or proxy.")
+    if p.m > train.dim: raise ValueError(f"{name}plm.m = {p.m} must be at most {name}train.dim = {train.dim}.")
+    if p.m >= train.batch_size: raise ValueError(f"{name}plm.m = {p.m} must be below {name}train.batch_size = {train.batch_size}: a piece of m dimensions needs m neighbours.")
 
 def project_root() -> Path:
     "The folder of `params.yaml`: this one or the nearest above it, so that a stage notebook also runs from Jupyter."

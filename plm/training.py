@@ -28,7 +28,7 @@ from .sampling import NeighborhoodBatches, RandomBatches
 
 # %% auto #0
 __all__ = ['encoder_of', 'pretrain', 'parameter_groups', 'SimCLR', 'STML', 'PLM', 'fingerprint', 'save_state', 'load_state',
-           'describe_pieces', 'fit', 'train', 'write_log', 'train_run']
+           'describe_pieces', 'is_full_memory', 'fit', 'train', 'write_log', 'train_run']
 
 # %% ../nbs/17_training.ipynb #c466e3a5
 def encoder_of(
@@ -228,7 +228,7 @@ def describe_pieces(
         found['piece_quality'].append(pieces.quality()[others].double().mean().item())
     return {name: mean(values) for name, values in found.items()}
 
-# %% ../nbs/17_training.ipynb #3ecd9edc
+# %% ../nbs/17_training.ipynb #9c7412d5
 def _epoch(method, images, batches, augment, opt, schedule, seed, epoch, bar) -> dict[str, float]:
     "One epoch; the mean of each term of the loss."
     g, totals = generator_at(seed, 'augment', epoch, *([rank()] if size() > 1 else [])), {}
@@ -245,12 +245,18 @@ def _epoch(method, images, batches, augment, opt, schedule, seed, epoch, bar) ->
         bar.update()
     return {name: float(t)/len(batches) for name, t in totals.items()}
 
+def is_full_memory(
+    e: RuntimeError, # of torch
+) -> bool:
+    "Whether an error says that memory was not enough: a GPU has a kind of its own for most cases, a CPU and cuBLAS have words."
+    return isinstance(e, torch.OutOfMemoryError) or any(words in str(e) for words in ("can't allocate memory", 'out of memory', 'ALLOC_FAILED'))
+
 @contextmanager
 def _memory(shared):
     "What torch says of a full memory, with what one can do."
     try: yield
-    except RuntimeError as e: # torch.OutOfMemoryError of a GPU is one; a CPU has no kind of its own
-        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e): raise
+    except RuntimeError as e:
+        if not is_full_memory(e): raise
         raise MemoryError(f"memory was not enough for {shared.backbone} on batches of {shared.batch_size} images (train.crop = {shared.crop}, train.precision = {shared.precision}). Lower train.batch_size or train.crop"
                           f"{', or set train.precision to bf16' if shared.precision != 'bf16' else ''}, or choose a smaller train.backbone.") from e
 
@@ -272,16 +278,17 @@ def fit(
     file = getattr(sys.modules[type(method).__module__], '__file__', None) # a method of another module is decided there, too; one from a notebook has no file
     code = Path(file).read_text() if file else ''
     state_file = Path(scratch)/f"{name}-{seed}-{fingerprint(name, shared, lr, seed, images, *method.state_dict().values(), *key, code)}.pt"
-    log = [dict(epoch=0, images_seen=0, **look())]
-    batches, augment = method.batches(len(images), shared.batch_size, seed), PhotoAugment(shared.crop) if shared.crop else Augment()
-    opt = torch.optim.AdamW(method.groups(lr) if hasattr(method, 'groups') else parameter_groups(method, [], lr))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, len(batches)*shared.epochs)
-    if state_file.exists():
-        state = load_state(state_file, next(method.parameters()).device)
-        for part, saved in zip((method, opt, schedule), state['parts']): part.load_state_dict(saved)
-        log = state['log']
-        if not rank(): print(f"{name}, seed {seed}: resuming after epoch {log[-1]['epoch']} of {shared.epochs}")
+    device = next(method.parameters()).device
     with _memory(shared):
+        log = [dict(epoch=0, images_seen=0, **look())]
+        batches, augment = method.batches(len(images), shared.batch_size, seed), PhotoAugment(shared.crop) if shared.crop else Augment()
+        opt = torch.optim.AdamW(method.groups(lr) if hasattr(method, 'groups') else parameter_groups(method, [], lr))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, len(batches)*shared.epochs)
+        if gather(torch.tensor([state_file.exists()], device=device))[0]: # what the first process sees is so
+            state = load_state(state_file, device)
+            for part, saved in zip((method, opt, schedule), state['parts']): part.load_state_dict(saved)
+            log = state['log']
+            if not rank(): print(f"{name}, seed {seed}: resuming after epoch {log[-1]['epoch']} of {shared.epochs}")
         estimated = embed(method.estimate, images) if hasattr(method, 'estimate') else None
         if hasattr(method, 'begin') and len(log) == 1:
             method.begin(estimated, generator_at(seed, 'begin'))
@@ -298,6 +305,7 @@ def fit(
             bar.set_postfix({'loss': f"{row['loss']:.3f}"} | ({'val': f"{row['val_recall_at_1']:.1%}"} if 'val_recall_at_1' in row else {}))
             if not rank(): save_state({'parts': [part.state_dict() for part in (method, opt, schedule)], 'log': log}, state_file)
     bar.close()
+    gather(torch.zeros(1, device=device)) # all have read it
     if not rank(): state_file.unlink(missing_ok=True)
     return log
 
@@ -334,7 +342,7 @@ def write_log(
         writer.writeheader()
         writer.writerows(log)
 
-# %% ../nbs/17_training.ipynb #54427dff
+# %% ../nbs/17_training.ipynb #502444d6
 def train_run(
     method: str, # a name from `METHODS`
     seed: int, # one of params.yaml
@@ -344,10 +352,11 @@ def train_run(
     "Train one method on one seed as `params.yaml` says; leaves `encoder.pt` and `log.csv`. Errors of `train`, `load_params` and `load_state`."
     p = load_params()
     device = join(pick_device(p.device))
-    encoder = encoder_of(p.train).to(device)
-    encoder.load_state_dict(load_state(f'{runs}/pretrain/{seed}/encoder.pt', device))
-    val = settle(load_images(f'{runs}/data', 'val'), device), load_labels(f'{runs}/data', 'val')
-    log = train(method, encoder, settle(load_images(f'{runs}/data', 'train'), device), val, p.train, p.method[one_of(method, METHODS, 'method')], seed, scratch)
+    with _memory(p.train):
+        encoder = encoder_of(p.train).to(device)
+        encoder.load_state_dict(load_state(f'{runs}/pretrain/{seed}/encoder.pt', device))
+        val = settle(load_images(f'{runs}/data', 'val'), device), load_labels(f'{runs}/data', 'val')
+        log = train(method, encoder, settle(load_images(f'{runs}/data', 'train'), device), val, p.train, p.method[one_of(method, METHODS, 'method')], seed, scratch)
     if rank(): return
     save_state(encoder.cpu().state_dict(), f'{runs}/train/{method}-{seed}/encoder.pt')
     write_log(log, f'{runs}/train/{method}-{seed}/log.csv')

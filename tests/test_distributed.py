@@ -20,6 +20,14 @@ def test_alone_nothing_changes():
     assert torch.equal(p.grad, x)
 
 
+def test_normalisation_that_cannot_be_shared_is_refused(monkeypatch):
+    from plm import distributed
+    class Own(torch.nn.BatchNorm2d): pass
+    monkeypatch.setattr(distributed, 'size', lambda: 2)
+    with pytest.raises(ValueError, match='Own of this network cannot be shared.*launch: single'): synchronise(torch.nn.Sequential(torch.nn.BatchNorm2d(2), Own(3)))
+    assert type(synchronise(torch.nn.Sequential(torch.nn.BatchNorm2d(2)))[0]) is distributed._BatchNorm
+
+
 def test_rows_are_shared_out_once(monkeypatch):
     from plm import distributed
     for n in range(12):

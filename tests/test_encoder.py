@@ -87,6 +87,12 @@ def test_still_statistics_survive_training_and_copying():
     Encoder('resnet18', 8).load_state_dict(e.state_dict()) # the names are those of any encoder
 
 
+def test_still_statistics_stay_with_several_gpus():
+    f = nn.SyncBatchNorm.convert_sync_batchnorm(Encoder('resnet18', 8, norm='still')).train()
+    norms = [m for m in f.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert len(norms) == 20 and not any(m.training for m in norms) and f.training
+
+
 def test_blocks_of_large_photos_are_small_and_change_nothing():
     images = torch.randint(0, 256, (5, 3, 40, 40), generator=generator_at(3), dtype=torch.uint8)
     encoder = Encoder('resnet18', 8, crop=32)

@@ -390,7 +390,8 @@ def test_a_gpu_follows_the_cpu(tmp_path):
 def test_a_full_memory_names_the_knobs(tmp_path, monkeypatch, error, own):
     def fail(*_): raise error
     monkeypatch.setattr(Encoder, 'features', fail)
-    with pytest.raises(MemoryError if own else RuntimeError, match='resnet18 on batches of 12 images .*Lower train.batch_size or train.crop, or set train.precision to bf16' if own else 'do not fit'): photo_run(tmp_path)
+    for val in (None, (PHOTOS, torch.arange(24)//4)): # in a step, and when val is looked at
+        with pytest.raises(MemoryError if own else RuntimeError, match='resnet18 on batches of 12 images .*Lower train.batch_size or train.crop, or set train.precision to bf16' if own else 'do not fit'): photo_run(tmp_path, val=val)
 
 
 def test_the_code_is_part_of_the_fingerprint(tmp_path, monkeypatch):
