@@ -8,7 +8,8 @@ from scipy import stats
 from scipy.stats import pearsonr
 from sklearn.metrics import normalized_mutual_info_score
 import reference_evaluation as reference
-from plm.evaluation import correlation, interval, label_purity, map_at_r, nmi, ranking, recall_at_k, retrieval_metrics, some_classes, summary
+import plm.evaluation
+from plm.evaluation import correlation, interval, label_purity, map_at_r, nmi, places, ranking, recall_at_k, retrieval_metrics, some_classes, summary
 
 KEYS = ['recall_at_1', 'recall_at_2', 'recall_at_4', 'recall_at_8', 'map_at_r', 'nmi']
 
@@ -123,6 +124,52 @@ def test_metrics_are_the_plain_loops(n, c, sides, seed):
     for k in (1, 2, n-1): assert recall_at_k(near, labels, k) == pytest.approx(reference.recall_at_k(plain, labels.tolist(), k), abs=1e-12)
     assert recall_at_k(near, labels, n-1) == 1
     assert map_at_r(near, labels) == pytest.approx(reference.map_at_r(plain, labels.tolist()), abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(5, 40), d=st.integers(1, 5), c=st.integers(2, 12), sides=st.integers(1, 4), block=st.sampled_from([6, 13, 1000]), seed=st.integers(0, 999), data=st.data())
+def test_places_on_a_grid_full_of_ties_are_those_of_the_plain_line(n, d, c, sides, block, seed, data):
+    z, labels, most, before = grid(n, d, sides, seed), classes(n, c, seed), data.draw(st.integers(1, n-1)), plm.evaluation._block
+    try:
+        plm.evaluation._block = block
+        assert places(z, labels, most).tolist() == reference.places(z, labels.tolist(), most)
+    finally: plm.evaluation._block = before
+
+
+def by_lines(z, labels, ks):
+    near = ranking(z, max(*ks, labels.bincount().max().item() - 1))
+    return {**{f'recall_at_{k}': recall_at_k(near, labels, k) for k in ks}, 'map_at_r': map_at_r(near, labels)}
+
+
+@pytest.mark.parametrize('block', [64, 1024])
+@pytest.mark.parametrize('z', [unit(700, 32), unit(300, 300) + 5, 1e-6*unit(400, 8), 1e6*unit(400, 8), 1 + 1e-4*unit(400, 100), torch.ones(200, 3), torch.zeros(150, 3), unit(20, 300).repeat(30, 1), grid(600, 3, 3, 0)],
+                         ids=['points', 'far', 'tiny', 'huge', 'nearly collapsed', 'one point', 'nothing', 'copies', 'grid'])
+def test_places_give_the_figures_of_lines_to_the_last_digit(monkeypatch, z, block):
+    monkeypatch.setattr(plm.evaluation, '_block', block)
+    for c in (2, 30, 120):
+        labels = classes(len(z), c)
+        found = retrieval_metrics(z, labels, (1, 2, 10, 100))
+        assert {name: value for name, value in found.items() if name != 'nmi'} == by_lines(z, labels, (1, 2, 10, 100))
+
+
+def test_places_do_not_depend_on_threads():
+    z, labels, before = unit(2500, 64), classes(2500, 400), torch.get_num_threads()
+    try: one, two = (torch.set_num_threads(t) or places(z, labels, 100) for t in (1, 2))
+    finally: torch.set_num_threads(before)
+    assert torch.equal(one, two)
+
+
+def test_places_are_exact_where_products_are_not(monkeypatch):
+    z, labels = unit(1500, 64), classes(1500, 200)
+    exact = places(z, labels, 100)
+    def coarse(a, b): return torch.matmul(a.bfloat16(), b.bfloat16()).float() if a.dtype == torch.float32 else torch.matmul(a, b)
+    monkeypatch.setattr(torch.Tensor, '__matmul__', coarse) # as on a device that has been told to multiply in less than 32 bits
+    assert torch.equal(places(z, labels, 100), exact)
+
+
+@pytest.mark.parametrize('most', [0, 10])
+def test_places_name_the_widest(most):
+    with pytest.raises(ValueError, match='1 to 9'): places(unit(10, 3), classes(10, 3), most)
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -262,7 +309,7 @@ def test_a_part_is_of_whole_classes(sizes, most, seed):
     of, counts = labels[part].unique(return_counts=True)
     whole = torch.tensor([(labels == c).sum() for c in of])
     assert torch.equal(counts, whole) or (len(of) <= 2 and whole.sum() > most and len(part) == most)
-    if sum(s > 1 for s in sizes) >= 2: assert (whole > 1).all() and len(of) >= (2 if torch.equal(counts, whole) else 1)
+    if sum(s > 1 for s in sizes) >= 2: assert (whole > 1).all() and len(of) >= 2 and counts.min() > 1 # also where two classes are too many: half of each
 
 
 # ---- NMI

@@ -2,7 +2,8 @@
 import faiss, numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader, TensorDataset
-from plm.sampling import NeighborhoodBatches, RandomBatches, nearest_neighbors
+import plm.sampling
+from plm.sampling import NeighborSearch, NeighborhoodBatches, RandomBatches, nearest_neighbors
 
 def cloud(n, d, seed, kind):
     "Points of several kinds, the awkward ones among them: many ties, copies, all in one place, one far away."
@@ -80,6 +81,66 @@ def test_neighbors_refuse(z, k, says):
     with pytest.raises(ValueError, match=says): nearest_neighbors(z, k)
 
 @settings(max_examples=60, deadline=None)
+@given(st.integers(2, 60), st.integers(1, 20), st.data(), st.integers(0, 999), kinds)
+def test_the_product_of_a_gpu_finds_the_nearest(n, d, data, seed, kind):
+    k, rows = data.draw(st.integers(1, n - 1)), torch.arange(n)
+    z = cloud(n, d, seed, kind)
+    check_neighbors(z, plm.sampling._without(plm.sampling._by_product(plm.sampling._centred(z), rows, k + 1), rows))
+
+def test_the_product_orders_as_faiss_does():
+    z, rows = cloud(900, 32, 5, 'normal') + 30, torch.randperm(900)[:400]
+    assert torch.equal(plm.sampling._without(plm.sampling._by_product(plm.sampling._centred(z), rows, 31), rows), nearest_neighbors(z, 30)[rows])
+
+def sheet(n, d, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.sin(torch.randn(n, 6, generator=g) @ torch.randn(6, d, generator=g))
+
+def recall(found, true): return (found[:, :, None] == true[:, None]).any(2).double().mean().item()
+
+@pytest.mark.parametrize('d, k, enough', [(16, 25, 0.95), (9, 5, 0.8), (1, 3, 0.9)]) # 9 and 1: odd, each coordinate has a code of its own
+def test_an_index_keeps_its_promise(d, k, enough):
+    z = sheet(4000, d)
+    true, rows = nearest_neighbors(z, k), torch.arange(4000)
+    search = NeighborSearch(z, k, exact_up_to=3999, enough=enough)
+    found = search(rows)
+    assert search.recall >= enough and abs(recall(found, true) - search.recall) < 0.03
+    assert (found != rows[:, None]).all() and all(len(set(row)) == k for row in found.tolist()) and found.dtype == torch.int64
+    assert torch.equal(search(rows[7:99]), found[7:99]) # whoever else is asked about
+    assert torch.equal(search.exact(rows[:50], 2*k), nearest_neighbors(z, 2*k)[:50])
+    if d > 1: assert search.cells[0] < search.cells[1] and not torch.equal(found, true) # else this tests no index
+
+def test_an_index_looks_at_more_cells_for_more_recall():
+    z = sheet(4000, 24)
+    few, many = (NeighborSearch(z, 10, exact_up_to=100, enough=e) for e in (0.5, 0.97))
+    assert few.cells[0] < many.cells[0] and few.recall < 0.97 <= many.recall
+
+def test_a_promise_that_cannot_be_kept_is_kept_by_exact_search():
+    z = cloud(2000, 40, 0, 'normal') # noise: no cell is better than another
+    search = NeighborSearch(z, 20, exact_up_to=100, enough=0.999)
+    assert search.recall == 1 and search.cells is None
+    assert torch.equal(search(torch.arange(2000)), nearest_neighbors(z, 20))
+
+def test_cells_that_hold_too_few_are_not_the_last_word():
+    search, rows = NeighborSearch(sheet(4000, 8), 99, exact_up_to=100, enough=0.5), torch.arange(4000)
+    faiss.downcast_index(search._quick.base_index).nprobe = 1 # a cell holds about 60
+    assert search.cells is not None and (search._search(search._quick, rows, 99) < 0).any()
+    found = search(rows)
+    assert all(len(set(row)) == 99 for row in found.tolist()) and (found >= 0).all() and (found != rows[:, None]).all()
+
+def test_an_index_of_copies_finds_others():
+    z = cloud(3000, 8, 3, 'copies')
+    found = nearest_neighbors(z, 10, exact_up_to=100)
+    assert (found != torch.arange(3000)[:, None]).all() and all(len(set(row)) == 10 for row in found.tolist())
+
+def test_an_index_does_not_depend_on_threads():
+    z, before = sheet(3000, 16), faiss.omp_get_max_threads()
+    try:
+        faiss.omp_set_num_threads(1); one = nearest_neighbors(z, 10, exact_up_to=100)
+        faiss.omp_set_num_threads(2); two = nearest_neighbors(z, 10, exact_up_to=100)
+    finally: faiss.omp_set_num_threads(before)
+    assert torch.equal(one, two)
+
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.data(), st.integers(0, 99), st.integers(0, 99))
 def test_random_batches_are_one_pass(n, data, seed, epoch):
     b = data.draw(st.integers(1, n))
@@ -124,6 +185,37 @@ def test_neighborhood_batches(k, groups, extra, seed, kind, n_batches):
         queries = [batch[at] for batch in batches for at in range(0, b, k)]
         if b*2 <= n: assert len(queries) == len(set(queries))
     assert list(s) == batches
+
+@pytest.mark.parametrize('n, n_batches, seed', [(1000, None, 0), (1000, 23, 1), (130, 4, 2)]) # 23: more than a pass; 130: lists run out, and queries wait
+def test_searching_for_the_next_queries_gives_the_batches_of_a_whole_table(monkeypatch, n, n_batches, seed):
+    z = cloud(n, 5, seed, 'normal')
+    def batches(block):
+        monkeypatch.setattr(plm.sampling, '_block', block)
+        s = NeighborhoodBatches(n, 100, 5, seed, n_batches)
+        s.refresh(z)
+        return list(s), s.search.k
+    whole, k = batches(n)
+    assert k == 99
+    for block in (1, 64, n - 1):
+        parts, k = batches(block)
+        assert parts == whole and k == 25 # of many points fewer neighbours are asked at first
+
+@pytest.mark.parametrize('kind', ['one place', 'copies', 'lattice', 'outlier'])
+def test_batches_of_many_points_are_distinct_whatever_the_ties(monkeypatch, kind):
+    monkeypatch.setattr(plm.sampling, '_block', 64)
+    s = NeighborhoodBatches(400, exact_up_to=300)
+    s.refresh(cloud(400, 6, 0, kind))
+    batches = list(s)
+    assert all(len(b) == len(set(b)) == 100 for b in batches) and batches == list(s)
+
+def test_batches_by_an_index_are_mostly_those_of_exact_search(monkeypatch):
+    monkeypatch.setattr(plm.sampling, '_block', 1000)
+    z = sheet(4000, 16)
+    def batches(**how):
+        s = NeighborhoodBatches(4000, **how); s.refresh(z)
+        return torch.tensor(list(s)).view(-1, 5).sort(1).values, s.search
+    (exact, _), (near, search) = batches(), batches(exact_up_to=3000, enough=0.9)
+    assert search.cells is not None and (exact == near).all(1).double().mean() > 0.85 # groups of the same points
 
 @pytest.mark.parametrize('seed', range(8))
 def test_queries_that_had_to_wait_come_later(seed):
