@@ -43,7 +43,7 @@ photos: env ## FOLDER=/my/photos [LABELS=labels.csv]: a search of your own image
 	@echo "Look: $(CURDIR)/results/photos/index.html"
 
 dry: env ## what a cell of the paper's table would need here (files, disk, time, memory); starts nothing: make dry PRESET=cub200-512
-	@python -c 'import sys; from plm.paper import dry_run; plan = dry_run("$(PRESET)", "$(SET)"); print(plan); sys.exit(bool(plan.problems))'
+	@python -c 'from plm.paper import begin_dry; begin_dry("$(PRESET)", "$(SET)")'
 
 paper: dry ## a cell of the paper's table, and the report (GPU); a killed one goes on: make paper PRESET=cub200-512 [SET="seeds=[0]"]
 	@set -ef; settings=$$(python -c 'from plm.paper import arguments; print(*arguments("$(PRESET)", "$(SET)"))'); dvc exp run $$settings

@@ -259,6 +259,7 @@ d = { 'settings': {'doc_baseurl': '/plm', 'doc_host': 'https://plm.github.io', '
                            'plm.paper._training': ('paper.html#_training', 'plm/paper.py'),
                            'plm.paper.aligned': ('paper.html#aligned', 'plm/paper.py'),
                            'plm.paper.arguments': ('paper.html#arguments', 'plm/paper.py'),
+                           'plm.paper.begin_dry': ('paper.html#begin_dry', 'plm/paper.py'),
                            'plm.paper.cache_type': ('paper.html#cache_type', 'plm/paper.py'),
                            'plm.paper.disk_needed': ('paper.html#disk_needed', 'plm/paper.py'),
                            'plm.paper.dry_run': ('paper.html#dry_run', 'plm/paper.py'),

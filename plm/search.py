@@ -335,9 +335,9 @@ def plot_neighbours(
     plt.close(fig)
     return fig
 
-# %% ../nbs/26_search.ipynb #25336e91
+# %% ../nbs/26_search.ipynb #edaf203f
 _STYLE = '''body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1200px;padding:0 1em;color:#111}h1,h2{line-height:1.2}table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}
-.line{display:flex;gap:18px;align-items:center;margin:6px 0;overflow-x:auto}.line div{display:flex;gap:3px}img{width:80px;height:80px;display:block;border:3px solid transparent;flex:none}img.right{border-color:#15803d}img.wrong{border:3px dashed #dc2626}
+.line{display:flex;flex-wrap:wrap;gap:2px 18px;align-items:end;margin:0 0 14px}.line div{display:flex;gap:2px}figure{margin:0}figcaption{font-size:12px;color:#555}img{width:54px;height:54px;display:block;border:2px solid transparent;outline:1px solid #ddd;outline-offset:-3px;flex:none}img.right{border-color:#15803d}img.wrong{border:2px dashed #dc2626}
 .head{font-size:13px;color:#555}small{color:#555}'''
 
 def write_photos_page(
@@ -356,10 +356,10 @@ def write_photos_page(
     def tile(row, query):
         kind = '' if query is None or labels is None or labels[query] is None or labels[row] is None else ' class=right' if labels[query] == labels[row] else ' class=wrong'
         return f'<img data-i={row}{kind} alt="{safe(files[row])}" title="{safe(files[row])}">'
-    lines = [f'<div class=line><div>{tile(q, None)}</div>{"".join("<div>" + "".join(tile(int(r), q) for r in rows[i]) + "</div>" for rows in found.values())}</div><small>{safe(files[q])}</small>' for i, q in enumerate(queries)]
+    lines = [f'<small>{safe(files[q])}</small><div class=line><div>{tile(q, None)}</div>{"".join(f"<figure><figcaption>{safe(title)}</figcaption><div>" + "".join(tile(int(r), q) for r in rows[i]) + "</div></figure>" for title, rows in found.items())}</div>' for i, q in enumerate(queries)]
     below = [f"<h2>{safe(name)}</h2><table>{''.join('<tr>' + ''.join(f'<{cell}>{safe(c)}</{cell}>' for c in row) + '</tr>' for row, cell in zip(rows, ['th'] + ['td']*len(rows)))}</table>" for name, rows in tables.items()]
     with whole_file(path) as tmp, open(tmp, 'w', encoding='utf-8') as out:
-        out.write(f'<!doctype html><html lang=en><meta charset=utf-8><title>Photos</title><style>{_STYLE}</style><h1>What is near to what</h1>{"".join(f"<p>{safe(t)}</p>" for t in text)}'
+        out.write(f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><title>Photos</title><style>{_STYLE}</style><h1>What is near to what</h1>{"".join(f"<p>{safe(t)}</p>" for t in text)}'
                   f'<p class=head>In each line a photo, drawn at random, and its nearest ones: {safe("; ".join(found))}.{" Solid green: same label. Dashed red: another." if labels is not None else ""} Point at a photo for its name.</p>{"".join(lines)}{"".join(below)}<script>const photos={{')
         for row in shown:
             buffer = io.BytesIO()

@@ -98,7 +98,10 @@ def run_of(root, preset, change=''):
     root.mkdir(parents=True, exist_ok=True)
     shutil.copy(PARAMS, root)
     apply_overrides(root/'params.yaml', arguments(preset, change)[1::2])
-    figures(root/'results', preset, methods=('pretrained', 'plm'))
+    made = yaml.safe_load((root/'params.yaml').read_text())
+    figures(root/'results', preset, (0.60, 0.62, 0.64, 0.61, 0.63)[:len(made['seeds'])], made['methods'])
+    dataset = preset.split('-')[0]
+    (root/'dvc.lock').write_text(yaml.safe_dump({'stages': {'evaluate': {'params': {'params.yaml': {f'{dataset}.train': made[dataset]['train']}}}}}))
     (root/f'results/{preset}.csv').rename(root/'results/retrieval.csv')
 
 
@@ -106,13 +109,17 @@ def test_publishing_keeps_the_figures_and_what_was_changed(tmp_path):
     run_of(tmp_path, 'cub200-512')
     text = publish('cub200-512', tmp_path)
     assert (tmp_path/'docs/paper/cub200-512.csv').read_bytes() == (tmp_path/'results/retrieval.csv').read_bytes()
-    assert re.search(r'^512  PLM, ours +63.0±2.0 \(3\)', text, re.M) and re.search(r'^512  PLM +61.7±0.3', text, re.M) and '128' not in text and notes(tmp_path/'docs/paper') == []
+    assert re.search(r'^512  PLM, ours +63.0±1.6 \(5\)', text, re.M) and re.search(r'^512  PLM +61.7±0.3', text, re.M) and '128' not in text and notes(tmp_path/'docs/paper') == []
     run_of(tmp_path, 'cars196-128', 'seeds=[0,1] cars196.plm.T=null')
     assert 'cars196-128 was run with other constants' in publish('cars196-128', tmp_path) and 'cub200' not in publish('cars196-128', tmp_path)
     assert notes(tmp_path/'docs/paper') == ["cars196-128 was run with other constants than the preset's: seeds = [0,1], cars196.plm.T = null."]
     assert (tmp_path/'docs/paper/cub200-512.csv').exists()
     for wrong in ('cars196-512', 'sop-128'):
         with pytest.raises(ValueError, match=f'not the figures of {wrong}'): publish(wrong, tmp_path)
+    apply_overrides(tmp_path/'params.yaml', ['seeds=[0,1,2]']) # asked for after that run, and not finished
+    with pytest.raises(ValueError, match='is not of the last settings.*PRESET=cars196-128. again'): publish('cars196-128', tmp_path)
+    apply_overrides(tmp_path/'params.yaml', ['seeds=[0,1]', 'cars196.train.epochs=7'])
+    with pytest.raises(ValueError, match='is not of the last settings'): publish('cars196-128', tmp_path)
     (tmp_path/'results/retrieval.csv').unlink()
     with pytest.raises(FileNotFoundError, match='make paper PRESET=cars196-128'): publish('cars196-128', tmp_path)
 
