@@ -96,7 +96,7 @@ def test_a_batch_is_no_larger_than_the_folder(tmp_path):
     p = load_photos(params(tmp_path/'params.yaml', train__batch_size=100))
     assert [batch_for(p, n).batch_size for n in (10, 14, 99, 100, 10**6)] == [10, 10, 95, 100, 100]
     with pytest.raises(ValueError, match='there is 1 photo .* 10 are needed'): batch_for(p, 1)
-    many = load_photos(params(tmp_path/'params.yaml', plm__m=10, plm__k=5, train__dim=16))
+    many = load_photos(params(tmp_path/'params.yaml', plm__m=10, plm__k=5, train__dim=16, train__batch_size=50))
     with pytest.raises(ValueError, match='15 are needed'): batch_for(many, 14) # a piece of 10 dimensions needs 10 neighbours
 
 
