@@ -15,7 +15,7 @@ from .encoder import BACKBONES, NORMS, PRECISIONS
 # %% auto #0
 __all__ = ['METHODS', 'SIZES', 'LIMITS', 'PretrainParams', 'TrainParams', 'PretrainedParams', 'SimCLRParams', 'STMLParams',
            'PLMParams', 'GlyphsSizes', 'OmniglotSizes', 'PublishedSizes', 'FolderSizes', 'Params', 'read_section',
-           'load_params', 'check_plm', 'project_root']
+           'read_yaml', 'load_params', 'check_plm', 'project_root']
 
 # %% ../nbs/16_params.ipynb #39297fdf
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Params:
     train: TrainParams # what the unsupervised methods share
     method: dict # name of a method -> its constants
 
-# %% ../nbs/16_params.ipynb #31718a71
+# %% ../nbs/16_params.ipynb #ed87df03
 LIMITS = { # a parameter means the same wherever it stands, so it has one range
     **dict.fromkeys(('lr', 'temperature', 'sigma', 'delta'), (lambda v: 0 < v < math.inf, 'a number above 0')),
     **dict.fromkeys(('epochs', 'dim', 'm', 'wide', 'n_train'), (lambda v: v >= 1, 'at least 1')),
@@ -171,15 +171,24 @@ def read_section(
         if not allowed(value): raise ValueError(f"{where}.{name} must be {text}, got {value!r}.")
     return cls(**read)
 
+def read_yaml(
+    path: str | Path, # a file of parameters
+    wanted: tuple | list | None = None, # the entries it must have, and no others; None: the caller looks
+): # what is in it
+    "Read a file of parameters. `FileNotFoundError` or `ValueError` name the file and what is wrong with it."
+    path = Path(path)
+    if not path.exists(): raise FileNotFoundError(f"{path} is missing. Run from the top folder of the repository.")
+    try: raw = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f"{path} is not valid YAML: {e}") from None
+    if wanted is not None and (not isinstance(raw, dict) or set(raw) != set(wanted)): raise ValueError(f"{path} must have the entries {', '.join(wanted)} and no others.")
+    return raw
+
 def load_params(
     path: str | Path = 'params.yaml', # the file
     change: dict | None = None, # entries to read otherwise than the file has them: {'dataset': 'omniglot', 'glyphs.plm.delta': 2}, as in `dvc exp run -S`
 ) -> Params:
     "Read and check `params.yaml`. `FileNotFoundError` or `ValueError` name the entry that is wrong, and the cure."
-    path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"{path} is missing. Run from the top folder of the repository.")
-    try: raw = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f"{path} is not valid YAML: {e}") from None
+    path, raw = Path(path), read_yaml(path)
     top = ('dataset', 'methods', 'seeds', 'device', 'launch', 'processes', *DATASETS)
     if not isinstance(raw, dict): raise ValueError(f"{path} must be a mapping with the entries {', '.join(top)}.")
     for entry, value in (change or {}).items():
