@@ -294,8 +294,8 @@ def test_methods_differ(toy):
 # ---- a killed run
 
 def kill_tree(process):
-    "DVC, papermill and the kernel, which has a process group of its own."
-    tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    "DVC, papermill and the kernel, which has a process group of its own. DVC first: should it see its stage fail, it writes .dvc/tmp/rwlock, and being killed then leaves half of it."
+    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for p in tree: p.kill()
     psutil.wait_procs(tree, timeout=20)
 
