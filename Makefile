@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro ablations namr photos dry paper test nbs lock clean
+.PHONY: help env repro ablations namr photos dry paper bench test nbs lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
@@ -19,8 +19,8 @@ env: .venv/.done ## the environment of requirements.lock, in .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-repro: env ## dvc repro: every table and figure, from the data to results/report.html
-	dvc repro
+repro: env ## every table and figure, from the data to results/report.html: dvc repro, with stages side by side
+	python nbs/pipeline/repro.py
 	@cat results/table.txt
 	@echo "The report: $(CURDIR)/results/report.html"
 
@@ -48,6 +48,9 @@ dry: env ## what a cell of the paper's table would need here (files, disk, time,
 paper: dry ## a cell of the paper's table, and the report (GPU); a killed one goes on: make paper PRESET=cub200-512 [SET="seeds=[0]"]
 	@set -ef; settings=$$(python -c 'from plm.paper import arguments; print(*arguments("$(PRESET)", "$(SET)"))'); dvc exp run $$settings
 	@python -c 'from plm.paper import publish; print(publish("$(PRESET)"))'
+
+bench: env ## what things cost beside their opponents (minutes): results/bench.csv, docs/images/bench.png; docs/performance.md explains them
+	python benchmarks/bench.py
 
 test: env ## everything that must hold: exported modules, notebooks, tests, the pipeline at toy size
 	rm -rf .venv/before && cp -r plm .venv/before && nbdev_export

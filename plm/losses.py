@@ -14,25 +14,46 @@ from .similarity import decay, piecewise_linear_similarity, squared_lengths
 # %% auto #0
 __all__ = ['distances', 'distance_regression', 'neighborhood_loss', 'PLMLoss']
 
-# %% ../nbs/13_losses.ipynb #88162bb1
+# %% ../nbs/13_losses.ipynb #f84c9b46
 def distances(
     a: Tensor, # (N, d)
     b: Tensor, # (P, d)
 ) -> Tensor: # (N, P) Euclidean distances, with gradient 0 where points coincide
     "Pairwise distances that can be differentiated everywhere."
     scale = a.square().sum(1)[:, None] + b.square().sum(1)
-    d2 = scale - 2*(a @ b.T)
+    d2 = torch.add(scale, a @ b.T, alpha=-2)
     number = torch.finfo(d2.dtype)
     noise = (8*number.eps*scale.detach()).clamp_min(number.tiny) # what is left of equal points after the subtraction
     return torch.where(d2 > noise, torch.maximum(d2, noise).sqrt(), 0)
 
+# %% ../nbs/13_losses.ipynb #f630ed68
+class _Regression(torch.autograd.Function):
+    "Sum of squared errors between distances and what is asked of them, with the gradient written by hand; `b` None: among the points of `a`, with symmetric `s`."
+    @staticmethod
+    def forward(ctx, a, b, s, delta):
+        d = distances(a, a if b is None else b)
+        error = delta*(1 - s) - d
+        if b is None: error.fill_diagonal_(0)
+        ctx.save_for_backward(a, b, torch.where(d > 0, -2*error/d, 0))
+        return error.square_().sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        a, b, c = ctx.saved_tensors
+        c = c*grad
+        if b is None: return 2*(c.sum(1, keepdim=True)*a - c@a), None, None, None
+        return (c.sum(1, keepdim=True)*a - c@b if ctx.needs_input_grad[0] else None,
+                c.sum(0)[:, None]*b - c.T@a if ctx.needs_input_grad[1] else None, None, None)
+
 def distance_regression(
-    d: Tensor, # (N, P) distances
-    s: Tensor, # (N, P) similarities, 0 to 1, no gradient
+    a: Tensor, # (N, d) points; gradients reach them
+    b: Tensor | None, # (P, d) others, and gradients reach them; None: the points themselves, over pairs of different points, N at least 2
+    s: Tensor, # (N, P) similarities, 0 to 1, no gradient; symmetric where b is None
     delta: float, # δ, distance asked of a pair of similarity 0
-) -> Tensor: # (N, P) squared errors
-    "(δ(1 − s) − d)², entry by entry (PLM, L_point and L_proxy)."
-    return (delta*(1 - s) - d).square()
+) -> Tensor: # scalar
+    "Mean over the pairs of (δ(1 − s) − ‖a − b‖)² (PLM, L_point and L_proxy). Can be differentiated once."
+    return _Regression.apply(a, b, s, delta)/(s.numel() - (len(a) if b is None else 0))
 
 # %% ../nbs/13_losses.ipynb #b95262ba
 def neighborhood_loss(
@@ -46,7 +67,7 @@ def neighborhood_loss(
     kept = (along2/total2.clamp_min(1e-10)).gather(0, near) # a point on the proxy has no direction to turn to: it counts as missed
     return (w*(1 - kept)).sum(0).div(w.sum(0).clamp_min(1e-10)).mean()
 
-# %% ../nbs/13_losses.ipynb #bdc8d53e
+# %% ../nbs/13_losses.ipynb #ed4544a2
 class PLMLoss(nn.Module):
     "PLM on a batch: pieces and similarities from the momentum embeddings, regression of distances for the trained ones (Bhatnagar and Ahuja, CPAL 2024)."
     def __init__(self,
@@ -77,8 +98,7 @@ class PLMLoss(nn.Module):
         constants = self.n_alpha, self.n_beta
         if self.binary: s = (pieces.members.to(t.dtype) + pieces.members.T)/2
         else: s = piecewise_linear_similarity(t, pieces.basis, *constants)
-        off_diagonal = len(z)*(len(z) - 1)
-        terms = {'point': distance_regression(distances(z, z), s, self.delta).fill_diagonal_(0).sum()/off_diagonal}
+        terms = {'point': distance_regression(z, None, s, self.delta)}
         if self.proxies is not None:
             rho, basis = self.proxies()
             along2, total2 = squared_lengths(t, rho.detach(), basis)
@@ -86,6 +106,6 @@ class PLMLoss(nn.Module):
                 along2_, total2_ = squared_lengths(rho, t, pieces.basis)
                 near = s = (decay(along2, total2, *constants) + decay(along2_, total2_, *constants).T)/2
                 if self.binary: s = ((along2 >= self.manifold.T*total2).to(t.dtype) + (along2_ >= self.manifold.T*total2_).T)/2
-            terms['proxy'] = distance_regression(distances(z, rho), s, self.delta).mean()
+            terms['proxy'] = distance_regression(z, rho, s, self.delta)
             terms['neighborhood'] = neighborhood_loss(along2, total2, near) # which points are near stays a matter of degree
         return terms

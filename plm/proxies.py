@@ -12,7 +12,7 @@ from .core import check_embeddings, generator_at
 # %% auto #0
 __all__ = ['Proxies']
 
-# %% ../nbs/12_proxies.ipynb #3e64e531
+# %% ../nbs/12_proxies.ipynb #59cca910
 class Proxies(nn.Module):
     "`n` learnable locations, each with an orthonormal basis of its neighbourhood (PLM, section 3; that locations are held to the unit sphere, like the embeddings, is ours)."
     def __init__(self,
@@ -40,7 +40,7 @@ class Proxies(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]: # locations (n, d), unit vectors; bases (n, d, m) with orthonormal columns
         "Where the proxies are, and which way their neighbourhoods lie."
-        A = self.free_basis
-        L = torch.linalg.cholesky(A.mT @ A)
-        inverse = torch.linalg.solve_triangular(L, torch.eye(A.shape[2], dtype=A.dtype, device=A.device).expand_as(L), upper=False)
-        return F.normalize(self.location, dim=1), A @ inverse.mT # m × m solves; a solve against A itself would be d × m of them
+        rows = self.free_basis.mT.contiguous() # (n, m, d): long rows make fast products, forward and back
+        L = torch.linalg.cholesky(rows @ rows.mT)
+        inverse = torch.linalg.solve_triangular(L, torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device).expand_as(L), upper=False)
+        return F.normalize(self.location, dim=1), (inverse @ rows).mT # m × m solves; a solve against the rows would be d × m of them

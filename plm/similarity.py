@@ -10,10 +10,11 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['squared_lengths', 'decay', 'directed_similarity', 'piecewise_linear_similarity']
 
-# %% ../nbs/11_similarity.ipynb #cc278d29
+# %% ../nbs/11_similarity.ipynb #f19e3cc0
 def _root(
     x2: Tensor, # squared lengths; rounding may have made them slightly negative
 ) -> Tensor: # their roots, with gradient 0 instead of infinity at 0
+    if not (x2.requires_grad and torch.is_grad_enabled()): return x2.clamp_min(0).sqrt() # nobody will ask for the slope
     positive = x2 > 0
     return torch.where(positive, torch.where(positive, x2, 1.).sqrt(), 0.)
 
@@ -29,8 +30,9 @@ def squared_lengths(
                          f"({P}, {d}), to go with basis {tuple(basis.shape)} = (P, d, m).")
     middle = centers.detach().mean(0)
     x, centers = x - middle, centers - middle
-    along = (x @ basis.permute(1, 0, 2).reshape(d, P*m)).reshape(-1, P, m) - (centers[:, None] @ basis)[:, 0]
-    return along.square().sum(-1), x.square().sum(1)[:, None] + centers.square().sum(1) - 2*x@centers.T
+    own = (basis.mT * centers[:, None]).sum(2)
+    along2 = sum((x @ direction.T - c).square() for direction, c in zip(basis.unbind(2), own.unbind(1))) # (N, P) each; never (N, P, m)
+    return along2, torch.add(x.square().sum(1)[:, None] + centers.square().sum(1), x @ centers.T, alpha=-2)
 
 def decay(
     along2: Tensor, # p², squared length along the piece, any shape
@@ -54,7 +56,7 @@ def directed_similarity(
     "Similarity of points to linear pieces. Differentiable in all three tensors. `ValueError` as `squared_lengths` and `decay`."
     return decay(*squared_lengths(x, centers, basis), n_alpha, n_beta)
 
-# %% ../nbs/11_similarity.ipynb #dc618ca4
+# %% ../nbs/11_similarity.ipynb #50125409
 def piecewise_linear_similarity(
     t: Tensor, # (B, d) momentum embeddings
     basis: Tensor, # (B, d, m) basis of the piece at each of them, from `PiecewiseLinearManifold`
@@ -63,5 +65,4 @@ def piecewise_linear_similarity(
 ) -> Tensor: # (B, B) in (0, 1], symmetric, with ones on the diagonal
     "Similarity of the points of a batch: the mean of both directions (METHOD A4). `ValueError` as `directed_similarity`."
     s = directed_similarity(t, t, basis, n_alpha, n_beta)
-    s = (s + s.T) / 2
-    return s.masked_fill(torch.eye(len(s), dtype=torch.bool, device=s.device), 1)
+    return ((s + s.T) / 2).fill_diagonal_(1)

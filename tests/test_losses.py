@@ -27,17 +27,36 @@ def test_distances_and_regression_are_the_double_loop(n, p, d, seed, copies):
         for j in range(p): assert abs(g[i, j].item() - reference.distance(a[i], b[j])) < 1e-6
     assert g[0, 0] == 0 and (distances(a, a).diagonal() == 0).all()
     s = torch.rand(n, n, generator=generator_at(seed), dtype=torch.float64)
-    matrix = distance_regression(distances(a, a), s, 1.7)
-    point = (matrix.sum() - matrix.diagonal().sum())/(n*(n - 1))
-    assert abs(point.item() - reference.point_term(a, s, 1.7)) < 1e-6
+    s = (s + s.T)/2
+    assert abs(distance_regression(a, None, s, 1.7).item() - reference.point_term(a, s, 1.7)) < 1e-6
     s = torch.rand(n, p, generator=generator_at(seed), dtype=torch.float64)
-    assert abs(distance_regression(g, s, 2.).mean().item() - reference.proxy_term(a, b, s, 2.)) < 1e-6
+    assert abs(distance_regression(a, b, s, 2.).item() - reference.proxy_term(a, b, s, 2.)) < 1e-6
 
 
 def test_regression_of_one_pair():
-    assert distance_regression(torch.tensor([[0.5]]), torch.tensor([[0.25]]), 2.).item() == 1.
-    d = torch.tensor([[2., 1., 0.]])
-    assert distance_regression(d, 1 - d/2, 2.).sum() == 0 # similarity 0 asks for δ, 1 for no distance
+    at = lambda *x: torch.tensor(x)[:, None]
+    assert distance_regression(at(0.), at(0.5), torch.tensor([[0.25]]), 2.).item() == 1.
+    assert distance_regression(at(0.), at(2., 1., 0.), torch.tensor([[0., 0.5, 1.]]), 2.) == 0 # similarity 0 asks for δ, 1 for no distance
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+@pytest.mark.parametrize('copies', [False, True])
+def test_the_gradient_by_hand_is_that_of_autograd(dtype, tolerance, copies):
+    z, rho = unit(12, 5, copies=copies, dtype=dtype).requires_grad_(), unit(7, 5, 'rho', dtype=dtype)
+    rho[0] = z[0].detach()
+    rho.requires_grad_()
+    s = torch.rand(12, 12, generator=generator_at(0), dtype=dtype)
+    s = (s + s.T)/2
+    point = (1.4*(1 - s) - distances(z, z)).square().fill_diagonal_(0).sum()/(12*11)
+    proxy = (1.4*(1 - s[:, :7]) - distances(z, rho)).square().mean()
+    by_hand = distance_regression(z, None, s, 1.4), distance_regression(z, rho, s[:, :7], 1.4)
+    for mine, plain in zip(by_hand, (point, proxy)):
+        torch.testing.assert_close(mine, plain, rtol=tolerance, atol=tolerance)
+        for g, h in zip(grads(3*mine, z, rho), grads(3*plain, z, rho)):
+            assert (g is None) == (h is None)
+            if g is not None: torch.testing.assert_close(g, h, rtol=tolerance, atol=tolerance)
+    only = torch.autograd.grad(distance_regression(z.detach(), rho, s[:, :7], 1.4), rho)[0] # where the points carry no gradient
+    torch.testing.assert_close(only, grads(proxy, rho)[0], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
@@ -47,7 +66,7 @@ def test_gradients_are_finite_where_points_coincide(dtype):
         for z in (z, z.flip(0)):
             z = z.clone().requires_grad_()
             d = distances(z, z)
-            distance_regression(d, torch.zeros_like(d), 2.).sum().backward()
+            (distance_regression(z, None, torch.zeros_like(d.detach()), 2.) + distance_regression(z, z.detach(), torch.zeros_like(d.detach()), 2.) + d.sum()).backward()
             assert torch.isfinite(d).all() and torch.isfinite(z.grad).all()
             same = (z[:, None] == z).all(2)
             assert (d[same] == 0).all() and d.min() >= 0

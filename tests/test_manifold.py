@@ -1,6 +1,7 @@
 """Pieces of a batch: the batched fit against the plain loop, the bounds against the definition, and the errors."""
 import pytest, torch
 from hypothesis import given, settings, strategies as st
+import plm.manifold
 from plm.manifold import PiecewiseLinearManifold
 from plm.core import generator_at
 import reference_manifold as reference
@@ -55,6 +56,39 @@ def test_larger_batches(kind, dtype):
     pieces = PiecewiseLinearManifold(3, 0.9)(t)
     assert pieces.basis.dtype == dtype and pieces.points is t
     assert_same(pieces, t, 3, 0.9, None, 1e-8 if dtype == torch.float64 else 1e-6)
+
+
+@pytest.mark.parametrize('kind', ['clusters', 'low rank + noise', 'spectrum', 'grid', 'duplicates'])
+def test_what_changes_the_speed_does_not_change_the_answer(kind, monkeypatch):
+    "Blocks of a few points, one eigenproblem at a time, a picture of one more direction than a piece has, and no cheap refusals at all."
+    t = make(kind, 45, 8, 7)
+    a = PiecewiseLinearManifold(2, 0.9)(t)
+    nobody = lambda lam, w, *rest: torch.zeros(len(w), w.shape[2], dtype=torch.bool)
+    for name, value in dict(BLOCK=64, ABREAST=1, WIDTH=1, _refused=nobody).items():
+        with monkeypatch.context() as patch:
+            patch.setattr(plm.manifold, name, value)
+            b = PiecewiseLinearManifold(2, 0.9)(t)
+        assert torch.equal(a.members, b.members), name
+        torch.testing.assert_close(a.basis @ a.basis.mT, b.basis @ b.basis.mT, rtol=0, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(q=st.integers(2, 9), seed=st.integers(0, 10**6), spread=st.floats(0, 6), small=st.floats(0, 9))
+def test_an_eigenvector_of_the_grown_scatter_is_within_its_bound(q, seed, spread, small):
+    "Also with eigenvalues of many sizes and weights that nearly vanish: an inexact root must know it, and most roots are exact."
+    g = generator_at(seed)
+    lam = torch.cat([10**(-spread*torch.rand(1, q-1, generator=g, dtype=torch.float64)).sort(descending=True).values, torch.zeros(1, 1)], 1)
+    w = torch.randn(1, q, 200, generator=g, dtype=torch.float64) * 10**(-small*torch.rand(1, q, 200, generator=g, dtype=torch.float64))
+    truth, v = torch.linalg.eigh(torch.diag_embed(lam)[:, None] + w.mT[..., None]*w.mT[..., None, :])
+    for r in range(1, q):
+        above, below, distance, f, length2 = plm.manifold._last_roots(lam, w.square(), r)
+        u = w/distance/length2.sqrt()[:, None]
+        size, gap = w.square().sum(1).sqrt(), below if r == q-1 else torch.minimum(above, below)
+        bound = (size*(f.abs() + 1e-15)/length2.sqrt() + 1e-15*lam[:, :1])/gap
+        sine = (u - (u*v[..., q-1-r].mT).sum(1, keepdim=True)*v[..., q-1-r].mT).norm(dim=1)
+        known = bound < 0.5
+        assert (sine[known] <= 8*bound[known] + 1e-6).all()
+        if 0.3 < spread < 1 and small < 1: assert (bound < 1e-5).double().mean() > 0.5
 
 
 def test_pieces_grow_along_the_data_and_not_across():

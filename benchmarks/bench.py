@@ -1,0 +1,79 @@
+"""All benchmarks, or some: writes results/bench.csv (name,setting,ratio,seconds,baseline_seconds) and docs/images/bench.png.
+
+    python benchmarks/bench.py [PART ...] [--device auto]
+
+A part is a file beside this one with a function `rows(device)` that yields rows (see `timing.against`); `PARTS` names them. Each runs in a process of its own, with
+one thread. When only some parts are named, the rows of the others stay as they are in the table.
+"""
+import argparse, csv, importlib, multiprocessing, os, sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT/'benchmarks')]
+PARTS = ['estimation'] # module names, in the order of the table
+COLUMNS = ['name', 'setting', 'ratio', 'seconds', 'baseline_seconds'] # the name begins with the part; the ratio: how many times as fast as the baseline
+
+
+def device_name(device):
+    "What the figures were measured on."
+    import torch
+    if device.type == 'cuda': return torch.cuda.get_device_name(device)
+    names = [line.split(':', 1)[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')] if Path('/proc/cpuinfo').exists() else []
+    return f"one thread of {(names or ['an unnamed processor'])[0]}"
+
+
+def measure(part, device):
+    "The rows of one part, as dicts, and the device's name."
+    import torch
+    from plm.core import pick_device
+    torch.set_num_threads(1)
+    device, found = pick_device(device), []
+    for name, setting, ratio, seconds, baseline in importlib.import_module(part).rows(device):
+        print(f'{name:24} {setting:52} {seconds*1e3:9.2f} ms {baseline*1e3:10.2f} ms {ratio:8.2f}x', flush=True)
+        found.append(dict(zip(COLUMNS, (f'{part}: {name}', setting, f'{ratio:.3g}', f'{seconds:.3g}', f'{baseline:.3g}'))))
+    return found, device_name(device)
+
+
+def part_of(row): return row['name'].split(':')[0]
+
+
+def draw(rows, device, path):
+    "Each row a point: how many times as fast as its opponent."
+    import matplotlib
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    names = list(dict.fromkeys((r['name'], r['setting'].rsplit(', against ', 1)[1]) for r in rows))
+    fig, ax = plt.subplots(figsize=(8, 1 + 0.3*len(names)), dpi=75, layout='constrained')
+    for y, (name, opponent) in enumerate(names):
+        found = [float(r['ratio']) for r in rows if r['name'] == name and r['setting'].endswith(f', against {opponent}')]
+        ax.plot(found, [y]*len(found), 'o', ms=5, alpha=0.5, color='tab:green' if min(found) > 1 else 'tab:blue')
+    ax.axvline(1, color='0.6', lw=1)
+    ax.set(xscale='log', xlabel='times as fast as the opponent (one point for each setting)', title=f'Ours against its opponents ({device})')
+    ax.set_yticks(range(len(names)), [f'{name}\nagainst {opponent}' for name, opponent in names], fontsize=7)
+    ax.invert_yaxis()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('parts', nargs='*', help=f"which; all if none is named: {', '.join(PARTS)}")
+    parser.add_argument('--device', default='auto')
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS): parser.error(f"no such part: {', '.join(sorted(unknown))}. There are {', '.join(PARTS)}.")
+    os.environ['OMP_NUM_THREADS'] = '1' # before torch is imported, in each part's own process
+    from plm.core import whole_file
+    table, parts = ROOT/'results/bench.csv', args.parts or PARTS
+    rows = [r for r in csv.DictReader(table.open())] if table.exists() else []
+    for part in parts:
+        with multiprocessing.get_context('spawn').Pool(1) as pool: new, device = pool.apply(measure, (part, args.device))
+        kept = [r for r in rows if part_of(r) in PARTS and part_of(r) != part]
+        rows = sorted(kept + new, key=lambda r: PARTS.index(part_of(r)))
+        with whole_file(table) as tmp, open(tmp, 'w', newline='') as f:
+            writer = csv.DictWriter(f, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    draw(rows, device, ROOT/'docs/images/bench.png')
+
+
+if __name__ == '__main__': main()
