@@ -88,7 +88,7 @@ def aligned(
     widths = [max(map(len, column)) for column in zip(header, *lines)]
     return '\n'.join('  '.join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in [header, ['-'*w for w in widths], *lines])
 
-# %% ../nbs/27_paper.ipynb #c005480d
+# %% ../nbs/27_paper.ipynb #dc57c97a
 @dataclass(frozen=True)
 class Constant:
     "A knob of a preset."
@@ -107,6 +107,7 @@ def _constants(dataset, d):
         'plm.n_alpha': (4, P, 'inside the plateau, 3 to 6'), 'plm.n_beta': (0.5, P), 'plm.n_proxies': (100, P, 'where the curve becomes level'), 'plm.visit': (None, O, 'the whole batch'),
         'plm.similarity': ('piecewise', P), 'plm.terms': (['point', 'proxy', 'neighborhood'], P), 'plm.view': ('plain', O, 'the paper is silent')}
     return {'dataset': Constant(dataset, P), 'methods': Constant(list(METHODS_SHOWN), O, 'start, strongest peer, PLM'), 'seeds': Constant([0, 1, 2, 3, 4], O, 'five'),
+            'threads': Constant(4, O, 'for the search of neighbours, beside a GPU'),
             **{f'{dataset}.{name}': Constant(*c) for name, c in own.items()}}
 
 PRESETS = {f'{dataset}-{d}': _constants(dataset, d) for dataset in TITLES for d in DIMS} # name -> entry of `params.yaml` -> Constant

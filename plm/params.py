@@ -17,7 +17,7 @@ __all__ = ['METHODS', 'SIZES', 'LIMITS', 'PretrainParams', 'TrainParams', 'Pretr
            'PLMParams', 'GlyphsSizes', 'OmniglotSizes', 'PublishedSizes', 'FolderSizes', 'Params', 'read_section',
            'read_yaml', 'load_params', 'check_plm', 'project_root']
 
-# %% ../nbs/16_params.ipynb #39297fdf
+# %% ../nbs/16_params.ipynb #ff2db734
 @dataclass(frozen=True)
 class PretrainParams:
     "Supervised pre-training on the source (all ours; the paper starts from ImageNet weights)."
@@ -117,12 +117,13 @@ class Params:
     device: str # 'auto', 'cpu', 'cuda', ...
     launch: str # how training starts: single process, or torchrun with several
     processes: int # how many, under torchrun (with GPUs: at most one each)
+    threads: int # processor threads of each stage
     sizes: object # what the data set lets one choose, from `SIZES`
     pretrain: PretrainParams | None # supervised pre-training; None: training begins at `train.weights`
     train: TrainParams # what the unsupervised methods share
     method: dict # name of a method -> its constants
 
-# %% ../nbs/16_params.ipynb #ed87df03
+# %% ../nbs/16_params.ipynb #bf4a0aa4
 LIMITS = { # a parameter means the same wherever it stands, so it has one range
     **dict.fromkeys(('lr', 'temperature', 'sigma', 'delta'), (lambda v: 0 < v < math.inf, 'a number above 0')),
     **dict.fromkeys(('epochs', 'dim', 'm', 'wide', 'n_train'), (lambda v: v >= 1, 'at least 1')),
@@ -189,7 +190,7 @@ def load_params(
 ) -> Params:
     "Read and check `params.yaml`. `FileNotFoundError` or `ValueError` name the entry that is wrong, and the cure."
     path, raw = Path(path), read_yaml(path)
-    top = ('dataset', 'methods', 'seeds', 'device', 'launch', 'processes', *DATASETS)
+    top = ('dataset', 'methods', 'seeds', 'device', 'launch', 'processes', 'threads', *DATASETS)
     if not isinstance(raw, dict): raise ValueError(f"{path} must be a mapping with the entries {', '.join(top)}.")
     for entry, value in (change or {}).items():
         *sections, last = entry.split('.')
@@ -207,9 +208,10 @@ def load_params(
     for m in raw['methods']: one_of(m, METHODS, 'method')
     if not isinstance(raw['device'], str): raise ValueError(f"device must be auto, cpu, cuda or the like, got {raw['device']!r}.")
     if raw['launch'] not in ('single', 'torchrun'): raise ValueError(f"launch must be single or torchrun, got {raw['launch']!r}.")
-    if type(raw['processes']) is not int or raw['processes'] < 1: raise ValueError(f"processes must be a whole number, at least 1, got {raw['processes']!r}.")
+    for entry in ('processes', 'threads'):
+        if type(raw[entry]) is not int or raw[entry] < 1: raise ValueError(f"{entry} must be a whole number, at least 1, got {raw[entry]!r}.")
     sections = {name: _section(raw[name], name) for name in DATASETS}
-    return Params(dataset=dataset, methods=raw['methods'], seeds=raw['seeds'], device=raw['device'], launch=raw['launch'], processes=raw['processes'], **sections[dataset])
+    return Params(dataset=dataset, methods=raw['methods'], seeds=raw['seeds'], device=raw['device'], launch=raw['launch'], processes=raw['processes'], threads=raw['threads'], **sections[dataset])
 
 def _section(values, name):
     "The part of the file about one data set."

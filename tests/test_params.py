@@ -38,7 +38,7 @@ def test_our_own_file_loads_for_each_data_set(tmp_path, dataset):
     assert isinstance(p.method['plm'], PLMParams) and set(p.method) == set(METHODS)
     assert vars(p.train) == section['train'] and (p.pretrain and vars(p.pretrain)) == section['pretrain']
     assert vars(p.sizes) == section['sizes'] and isinstance(p.sizes, SIZES[dataset])
-    assert (p.methods, p.seeds, p.device, p.launch, p.processes) == tuple(RAW[name] for name in ('methods', 'seeds', 'device', 'launch', 'processes'))
+    assert (p.methods, p.seeds, p.device, p.launch, p.processes, p.threads) == tuple(RAW[name] for name in ('methods', 'seeds', 'device', 'launch', 'processes', 'threads'))
 
 
 def test_our_own_file_loads_as_it_is():
@@ -105,6 +105,7 @@ MISTAKES = {
     'misspelt launch': (['launch'], 'torchrnu', r"launch must be single or torchrun, got 'torchrnu'"),
     'no processes': (['processes'], 0, r'processes must be a whole number, at least 1, got 0'),
     'half a process': (['processes'], 1.5, r'processes must be a whole number, at least 1, got 1\.5'),
+    'no threads': (['threads'], 0, r'threads must be a whole number, at least 1, got 0'),
     'misspelt data set': (['dataset'], 'omnigolt', r"unknown data set 'omnigolt'.*'omniglot'"),
     'misspelt method': (['methods'], ['plm', 'smtl'], r"unknown method 'smtl'.*'stml'"),
     'method twice': (['methods'], ['plm', 'plm'], r'methods must be a list of names without repetitions'),

@@ -1,0 +1,55 @@
+"""`dvc repro` of dvc.yaml, with stages side by side that do not wait for each other: as many as have `threads` (params.yaml) cores each, one on a GPU.
+
+Every stage is a `dvc repro` of its own, so what is run, kept and written to dvc.lock is what a plain `dvc repro` would: after this it finds nothing to do, and the other way round.
+"""
+import os, queue, re, subprocess, sys, time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+import yaml
+
+
+def graph():
+    "Stage -> the stages it needs, in the order of dvc.yaml; other pipelines of the repository are left out."
+    dot = subprocess.run(['dvc', 'dag', '--dot'], stdout=subprocess.PIPE, text=True, check=True).stdout
+    needs = {name: set() for name in re.findall(r'^"([^":]+)";', dot, re.M) if not name.endswith('.dvc')}
+    for before, after in re.findall(r'^"(.+)" -> "(.+)";', dot, re.M):
+        if before in needs and after in needs: needs[after].add(before)
+    return needs
+
+
+def abreast(params):
+    "How many stages at once."
+    if params['device'] != 'cpu':
+        from plm.core import pick_device # only now, because torch takes seconds to import
+        if pick_device(params['device']).type != 'cpu': return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return max(1, cores//(params['threads']*(params['processes'] if params['launch'] == 'torchrun' else 1)))
+
+
+def run(stage, lines):
+    "One stage, with its progress bar on a line of its own; whether it ended well."
+    line, began = lines.get(), time.monotonic()
+    done = subprocess.run(['dvc', '--wait-for-lock', 'repro', '--single-item', stage], stdout=subprocess.PIPE, text=True, env=os.environ | {'TQDM_POSITION': str(line)})
+    lines.put(line)
+    if done.returncode: print(f'\r{stage} failed; what it said is above. What else has finished is kept: mend the cause, and give the command again.', file=sys.stderr, flush=True)
+    elif 'Running stage' in done.stdout: print(f'\r{stage}: ran, {time.monotonic() - began:.0f} s', flush=True)
+    else: print(f'\r{stage}: nothing to do', flush=True)
+    return not done.returncode
+
+
+def main():
+    with open('params.yaml') as f: params = yaml.safe_load(f)
+    needs, lines, running, well = graph(), queue.SimpleQueue(), {}, True
+    most = abreast(params)
+    for line in range(most): lines.put(line)
+    with ThreadPoolExecutor(most) as pool:
+        while running or well and needs:
+            for stage in [s for s, before in needs.items() if not before][:well*(most - len(running))]:
+                del needs[stage]
+                running[pool.submit(run, stage, lines)] = stage
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                stage, well = running.pop(job), job.result() and well
+                for before in needs.values(): before.discard(stage)
+    return 0 if well else 1
+
+
+if __name__ == '__main__': sys.exit(main())
