@@ -68,6 +68,7 @@ d = { 'settings': {'doc_baseurl': '/plm', 'doc_host': 'https://plm.github.io', '
                                  'plm.distributed.join': ('distributed.html#join', 'plm/distributed.py'),
                                  'plm.distributed.own_rows': ('distributed.html#own_rows', 'plm/distributed.py'),
                                  'plm.distributed.rank': ('distributed.html#rank', 'plm/distributed.py'),
+                                 'plm.distributed.share': ('distributed.html#share', 'plm/distributed.py'),
                                  'plm.distributed.size': ('distributed.html#size', 'plm/distributed.py'),
                                  'plm.distributed.sum_gradients': ('distributed.html#sum_gradients', 'plm/distributed.py'),
                                  'plm.distributed.synchronise': ('distributed.html#synchronise', 'plm/distributed.py'),

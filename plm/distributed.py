@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['rank', 'size', 'join', 'own_rows', 'gather', 'sum_gradients', 'synchronise', 'end_with_parent', 'together']
+__all__ = ['rank', 'size', 'join', 'own_rows', 'gather', 'share', 'sum_gradients', 'synchronise', 'end_with_parent', 'together']
 
-# %% ../nbs/07_distributed.ipynb #87710db5
+# %% ../nbs/07_distributed.ipynb #e2fc5731
 def rank() -> int:
     "The number of this process, from 0; 0 if it is alone."
     return dist.get_rank() if dist.is_initialized() else 0
@@ -26,14 +26,14 @@ def join(
     device: torch.device, # 'cpu' or 'cuda'
     timeout: float = 600., # seconds until waiting for another process is an error (ours)
 ) -> torch.device: # what this process computes on: with GPUs, one of its own
-    "Meet the other processes that torchrun or `together` started (NCCL on GPUs, gloo on CPUs); nothing to do for a process alone. `RuntimeError` for more processes than GPUs."
+    "Meet the other processes that torchrun (on any number of machines) or `together` started: NCCL on GPUs, gloo on CPUs. Nothing to do for a process alone, or if they have met. `RuntimeError` for more processes than GPUs."
     if int(os.environ.get('WORLD_SIZE', 1)) == 1: return device
     if device.type == 'cuda':
         own = int(os.environ['LOCAL_RANK'])
-        if own >= torch.cuda.device_count(): raise RuntimeError(f"{os.environ['LOCAL_WORLD_SIZE']} processes, but {torch.cuda.device_count()} GPUs. Lower processes in params.yaml, or set device: cpu.")
+        if own >= torch.cuda.device_count(): raise RuntimeError(f"{os.environ['LOCAL_WORLD_SIZE']} processes, but {torch.cuda.device_count()} GPUs. Lower processes in params.yaml (of torchrun: --nproc-per-node), or set device: cpu.")
         device = torch.device('cuda', own)
         torch.cuda.set_device(device)
-    dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=datetime.timedelta(seconds=timeout))
+    if not dist.is_initialized(): dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=datetime.timedelta(seconds=timeout))
     return device
 
 def own_rows(
@@ -44,29 +44,40 @@ def own_rows(
     start = rank()*each + min(rank(), more)
     return slice(start, start + each + (rank() < more))
 
-# %% ../nbs/07_distributed.ipynb #4b067a1f
+# %% ../nbs/07_distributed.ipynb #2e53cb7a
 class _Gather(torch.autograd.Function):
     "Rows of all processes; each gets back the gradient of its own."
     @staticmethod
     def forward(ctx, x, n):
-        ctx.rows, longest = own_rows(n), -(-n//size())
+        ctx.rows, longest, device = own_rows(n), -(-n//size()), x.device
+        if not x.is_cuda and dist.get_backend() == 'nccl': x = x.cuda() # the only memory that it knows; `join` chose the GPU
         padded = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])]).contiguous() # all must send as much
         parts = [torch.empty_like(padded) for _ in range(size())]
         dist.all_gather(parts, padded)
         each, more = divmod(n, size())
-        return torch.cat([part[:each + (r < more)] for r, part in enumerate(parts)])
+        return torch.cat([part[:each + (r < more)] for r, part in enumerate(parts)]).to(device)
     @staticmethod
     def backward(ctx, grad): return grad[ctx.rows], None
 
 def gather(
     x: Tensor, # (n_own, ...) this process's rows, as `own_rows(n)` cuts them
     n: int | None = None, # rows of all processes together; None: all have equally many
-) -> Tensor: # (n, ...) the rows of all in order, the same in every process
+) -> Tensor: # (n, ...) the rows of all in order, the same in every process, on the device of `x`
     "What all processes have. The gradient flows to this process's rows alone: add the parameters' gradients over processes (`sum_gradients`). `ValueError` for another number of rows."
     if n is None: n = len(x)*size()
     rows = own_rows(n)
     if len(x) != rows.stop - rows.start: raise ValueError(f"process {rank()} of {size()} has {rows.stop - rows.start} of {n} rows, got {len(x)}.")
     return x if size() == 1 else _Gather.apply(x, n)
+
+def share(
+    value, # numbers, strings, tensors in main memory, and lists and dicts of these; looked at in process `source` alone
+    source: int = 0, # whose value it is, the same in every process
+): # the value of that process, in every process
+    "What one process has, given to all: a file that lies on one machine, say."
+    if size() == 1: return value
+    box = [value]
+    dist.broadcast_object_list(box, source)
+    return box[0]
 
 @torch.no_grad()
 def sum_gradients(

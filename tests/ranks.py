@@ -3,12 +3,14 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from plm import training
+from plm import evaluation, sampling, training
 from plm.core import generator_at
 from plm.data import load_images
-from plm.distributed import gather, join, own_rows, rank, size, sum_gradients, synchronise
+from plm.distributed import gather, join, own_rows, rank, share, size, sum_gradients, synchronise
 from plm.encoder import Encoder, embed
+from plm.evaluation import places, ranking, retrieval_metrics
 from plm.params import PLMParams, SimCLRParams, STMLParams, TrainParams
+from plm.sampling import NeighborhoodBatches, NeighborSearch, nearest_neighbors
 
 CPU = torch.device('cpu')
 SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=3, batch_size=24)
@@ -41,7 +43,7 @@ def gradients(name, B=24):
 
 
 def many_gradients(names, embed_n=()):
-    "The above for several methods, and the embeddings of some numbers of images, in one start of the processes."
+    "The above for several methods, and the embeddings of some numbers of images."
     join(CPU)
     return size(), [gradients(name) for name in names], [embed(Encoder('convnet', 8), pictures(n)) for n in embed_n]
 
@@ -87,3 +89,67 @@ def wait_forever(file):
 def indivisible(scratch):
     join(CPU)
     training.train('plm', Encoder('convnet', 8), pictures(50), (pictures(12, 'val'), torch.arange(12) % 4), replace(SHARED, batch_size=26), replace(CONSTANTS['plm'], k=2), 0, scratch)
+
+
+def crowd(n, *address): return torch.nn.functional.normalize(torch.randn(n, 12, generator=generator_at('crowd', n, *address)))
+
+
+def divided(scratch):
+    "What is searched and ranked: batches, measured recall, figures; how many rows each process searched; whether all processes have the same; what is said of a process that begins otherwise."
+    join(CPU)
+    torch.set_num_threads(1)
+    found, asked, real, blocks = {}, [], NeighborSearch._search, (sampling._block, evaluation._block)
+    NeighborSearch._search = lambda self, index, rows, k: asked.append(len(rows)) or real(self, index, rows, k)
+    try:
+        for name, n, block, how in (('at once', 203, 2**14, {}), ('later', 203, 50, {}), ('index', 900, 60, dict(exact_up_to=100, enough=0.5)), ('index of no use', 900, 60, dict(exact_up_to=100, enough=1.01))):
+            sampling._block = block
+            batches = NeighborhoodBatches(n, 20, 4, **how)
+            batches.refresh(crowd(n))
+            found[name] = torch.tensor([*batches, *(batches.set_epoch(1) or batches)])
+            found[f'{name}: recall'] = torch.tensor([batches.search.recall, *(batches.search.cells or ())], dtype=torch.double)
+            if name == 'at once': searched = gather(torch.tensor([sum(asked)])).tolist()
+        found['two points'] = nearest_neighbors(crowd(2), 1) # fewer than three processes
+    finally: NeighborSearch._search, sampling._block = real, blocks[0]
+    z, labels = crowd(61, 'labelled'), torch.arange(61) % 7
+    z[40:] = z[:21] # copies
+    evaluation._block = 8
+    found |= {'ranking': ranking(z, 5), 'gallery': ranking(z[:20], 4, z[20:]), 'ranking of two': ranking(z[:2], 1), 'places': places(z, labels, 30)}
+    for rounds in (None, {'small': [(range(10), range(10, 61)), (range(5, 20), range(20, 61))]}): found[f'figures {rounds}'] = torch.tensor(list(retrieval_metrics(z, labels, rounds=rounds).values()), dtype=torch.double)
+    evaluation._block = blocks[1]
+    same = all((everywhere == everywhere[0]).all() for x in found.values() for everywhere in [gather(x[None])])
+    said = None
+    if size() > 1:
+        try: training.train('plm', Encoder('convnet', 8), pictures(50, *[rank()]*(rank() == size() - 1)), (pictures(12, 'val'), torch.arange(12) % 4), SHARED, CONSTANTS['plm'], 0, scratch)
+        except ValueError as e: said = str(e)
+    return found, searched, same, said, share({'of': rank()}, size() - 1)
+
+
+def everything(names, embed_n, scratch):
+    "`many_gradients` and `divided`, in one start of the processes."
+    return many_gradients(names, embed_n), divided(scratch)
+
+
+def on_machine(folder):
+    "Training on machines that share no disk: broken off in the second epoch, and taken up again with the machines numbered the other way round. Then process 1 dies."
+    join(CPU)
+    torch.set_num_threads(1)
+    training.Augment = lambda: same_views
+    def train(disk): return training.train('plm', Encoder('convnet', 8), pictures(50), (pictures(12, 'val'), torch.arange(12) % 4), SHARED, CONSTANTS['plm'], 0, f'{folder}/disk{disk}')
+    real, epochs = training._epoch, []
+    def until_second(*args):
+        epochs.append(args[-2])
+        if len(epochs) == 2: raise KeyboardInterrupt
+        return real(*args)
+    training._epoch = until_second
+    try: train(rank())
+    except KeyboardInterrupt: gather(torch.zeros(1))
+    files = [len(list(Path(folder, f'disk{i}').glob('*.pt'))) for i in range(2)]
+    gather(torch.zeros(1))
+    log = train(1 - rank())
+    if not rank(): torch.save(dict(log=log, epochs=epochs, files=files, size=size(), local=os.environ['LOCAL_WORLD_SIZE']), f'{folder}/found.pt')
+    gather(torch.zeros(1))
+    if rank() == 1: os.kill(os.getpid(), signal.SIGKILL)
+    gather(torch.zeros(1))
+
+
+if __name__ == '__main__': on_machine(sys.argv[1])

@@ -1,13 +1,16 @@
 "Several processes compute what one computes, and end together."
-import os, subprocess, sys, time
+import os, socket, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 import ranks
 from plm.distributed import gather, own_rows, rank, size, sum_gradients, synchronise, together
 
 
+TESTS = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]) # so that processes can import `ranks`
+
+
 @pytest.fixture(autouse=True)
-def importable(monkeypatch): monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]))
+def importable(monkeypatch): monkeypatch.setenv('PYTHONPATH', TESTS)
 
 
 def test_alone_nothing_changes():
@@ -40,9 +43,17 @@ def test_rows_are_shared_out_once(monkeypatch):
             assert sum(rows, []) == list(range(n)) and max(map(len, rows)) - min(map(len, rows)) <= 1
 
 
-@pytest.mark.parametrize('processes, names, embed_n', [(2, ('plm', 'stml', 'simclr'), (1, 5, 8)), (3, ('plm',), (2, 7))])
-def test_gradients_and_embeddings_are_those_of_one_process(processes, names, embed_n):
-    (_, one, z), (n, several, z_) = ranks.many_gradients(names, embed_n), together(ranks.many_gradients, processes, names, embed_n)
+@pytest.fixture(scope='module', params=[(2, ('plm', 'stml', 'simclr'), (1, 5, 8)), (3, ('plm',), (2, 7))], ids='{0[0]} processes'.format)
+def started(request, tmp_path_factory):
+    "What one process finds, and several: started once for the tests below."
+    processes, *what, folder = *request.param, tmp_path_factory.mktemp('started')
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('PYTHONPATH', TESTS)
+        return processes, what[0], ranks.everything(*what, folder), together(ranks.everything, processes, *what, folder)
+
+
+def test_gradients_and_embeddings_are_those_of_one_process(started):
+    processes, names, ((_, one, z), _), ((n, several, z_), _) = started
     assert n == processes
     for name, a, b in zip(names, one, several, strict=True):
         assert b[0] == pytest.approx(a[0], abs=1e-12), name
@@ -52,10 +63,18 @@ def test_gradients_and_embeddings_are_those_of_one_process(processes, names, emb
     for a, b in zip(z, z_, strict=True): torch.testing.assert_close(b, a, rtol=0, atol=1e-5)
 
 
+def test_searches_and_figures_are_divided_and_those_of_one_process(started):
+    processes, _, (_, (one, by_one, *_)), (_, (several, searched, same, said, shared)) = started
+    assert by_one == [203] and sum(searched) == 203 and max(searched) - min(searched) <= 1 and same
+    assert len(one['index: recall']) == 3 and one['index: recall'][0] < 1 and one['index of no use: recall'].tolist() == [1] # an index was used, and one was not
+    for name in one: assert torch.equal(one[name], several[name]), name
+    assert f'process {processes - 1} of {processes} has other images, weights, constants or code than process 0' in said and shared == {'of': processes - 1}
+
+
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
-        m.setenv('PYTHONPATH', os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]))
+        m.setenv('PYTHONPATH', TESTS)
         return together(ranks.run, 1, 'plm', tmp_path_factory.mktemp('alone'))[0]
 
 
@@ -78,6 +97,23 @@ def test_one_that_fails_ends_all_and_is_named(how, words):
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=f'process 1 of 2 failed, and the others were ended: {words}'): together(ranks.fail, 2, how)
     assert time.monotonic() - began < 60 # the others do not wait for the time limit of ten minutes
+
+
+def test_two_machines_without_a_common_disk(tmp_path, alone):
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc-per-node=1', '--rdzv-backend=c10d', f'--rdzv-endpoint=localhost:{port}', '--rdzv-id=two', '--local-addr=localhost', ranks.__file__, tmp_path]
+    began = time.monotonic()
+    launchers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    try: said = [launcher.communicate(timeout=100)[1] for launcher in launchers]
+    finally:
+        for launcher in launchers: launcher.kill()
+    found = torch.load(tmp_path/'found.pt', weights_only=True)
+    assert (found['size'], found['local'], found['files'], found['epochs']) == (2, '1', [1, 0], [0, 1, 1, 2]) # taken up after the first epoch, from the disk of the machine that is number 1 now
+    for a, b in zip(alone, found['log'], strict=True): assert b == pytest.approx(a, rel=2e-3)
+    assert not list(tmp_path.rglob('*.pt'))[1:] # the checkpoints are gone, on both machines
+    assert all(launcher.returncode for launcher in launchers) and any('Signal 9' in text for text in said) and time.monotonic() - began < 60 # one machine's end is the end of the other
 
 
 def test_a_batch_that_cannot_be_shared(tmp_path):

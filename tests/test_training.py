@@ -7,6 +7,7 @@ from plm import training
 from plm.core import generator_at
 from plm.encoder import Encoder
 from plm.params import PLMParams, PretrainedParams, PretrainParams, SimCLRParams, STMLParams, TrainParams
+from plm.sampling import NeighborhoodBatches
 from plm.training import describe_pieces, encoder_of, fingerprint, load_state, pretrain, save_state, train, write_log
 
 CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
@@ -205,6 +206,15 @@ def test_pieces_of_two_lines_are_pure_and_flat():
     found = describe_pieces(z, torch.arange(20)//10, replace(CONSTANTS['plm'], m=1), 20, n_batches=1)
     assert found == {'piece_size': 9, 'piece_purity': 1, 'piece_quality': pytest.approx(1)}
     assert describe_pieces(z[:3], torch.arange(3)//2, CONSTANTS['plm'], 20) == {} # fewer than a group
+
+
+def test_the_log_says_how_well_an_index_finds_neighbours(tmp_path, undisturbed, monkeypatch):
+    class Indexed(training.PLM):
+        def batches(self, n, batch_size, seed): return NeighborhoodBatches(n, batch_size, self.k, seed, 2, exact_up_to=100, enough=0.)
+    monkeypatch.setitem(training._CLASSES, 'plm', Indexed)
+    log = run('plm', tmp_path, shared=replace(SHARED, epochs=2), images=pictures(700))[1]
+    assert 'neighbour_recall' not in log[0] and all(0 < row['neighbour_recall'] < 1 for row in log[1:])
+    assert not any('neighbour_recall' in row for _, rows in undisturbed.values() for row in rows) # an exact search has nothing to tell
 
 
 def test_each_term_can_be_left_out(tmp_path, undisturbed):
