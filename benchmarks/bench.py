@@ -6,11 +6,12 @@ A part is a file beside this one with a function `rows(device)` that yields rows
 one thread. When only some parts are named, the rows of the others stay as they are in the table.
 """
 import argparse, csv, importlib, multiprocessing, os, sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT/'benchmarks')]
-PARTS = ['estimation'] # module names, in the order of the table
+PARTS = ['estimation', 'step', 'sampling', 'evaluation', 'startup'] # module names, in the order of the table
 COLUMNS = ['name', 'setting', 'ratio', 'seconds', 'baseline_seconds'] # the name begins with the part; the ratio: how many times as fast as the baseline
 
 
@@ -29,7 +30,7 @@ def measure(part, device):
     torch.set_num_threads(1)
     device, found = pick_device(device), []
     for name, setting, ratio, seconds, baseline in importlib.import_module(part).rows(device):
-        print(f'{name:24} {setting:52} {seconds*1e3:9.2f} ms {baseline*1e3:10.2f} ms {ratio:8.2f}x', flush=True)
+        print(f'{name:24} {setting:52} {seconds*1e3:11.2f} ms {baseline*1e3:11.2f} ms {ratio:8.2f}x', flush=True)
         found.append(dict(zip(COLUMNS, (f'{part}: {name}', setting, f'{ratio:.3g}', f'{seconds:.3g}', f'{baseline:.3g}'))))
     return found, device_name(device)
 
@@ -61,12 +62,12 @@ def main():
     parser.add_argument('--device', default='auto')
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS): parser.error(f"no such part: {', '.join(sorted(unknown))}. There are {', '.join(PARTS)}.")
-    os.environ['OMP_NUM_THREADS'] = '1' # before torch is imported, in each part's own process
+    os.environ |= {'OMP_NUM_THREADS': '1', 'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**40)} # before torch is imported, in each part's own process; memory as nbs/pipeline/start.py sets it
     from plm.core import whole_file
     table, parts = ROOT/'results/bench.csv', args.parts or PARTS
     rows = [r for r in csv.DictReader(table.open())] if table.exists() else []
     for part in parts:
-        with multiprocessing.get_context('spawn').Pool(1) as pool: new, device = pool.apply(measure, (part, args.device))
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process: new, device = process.submit(measure, part, args.device).result()
         kept = [r for r in rows if part_of(r) in PARTS and part_of(r) != part]
         rows = sorted(kept + new, key=lambda r: PARTS.index(part_of(r)))
         with whole_file(table) as tmp, open(tmp, 'w', newline='') as f:

@@ -1,17 +1,16 @@
 """What neighbourhood sampling costs from 10^4 to 10^6 points: every point searched exactly, only an epoch's queries searched exactly, and these by the index of `NeighborSearch`.
 
-    python benchmarks/sampling.py [--most 1000000]
-
-Writes benchmarks/sampling.csv, which nbs/08_sampling.ipynb draws, a process for each size, so that its memory is its own. One thread and processor seconds, so that the figures do not depend on what else runs.
+A part of `benchmarks/bench.py`, which runs it. It also writes benchmarks/sampling.csv, with recall and memory, which nbs/08_sampling.ipynb draws; a process for each size, so that its memory is its own.
 The points lie on a curved sheet of 16 dimensions in 128, in groups of 12, with noise off the sheet: harder for an index than separate clusters, easier than noise alone. Exact search is timed on 4,096 queries and
 multiplied. Of every point 99 neighbours are asked, since a batch of 100 may need them all; of queries 25, since these are searched again in the rare case that 25 are not enough. An epoch has a query for each 5 points.
 """
-import argparse, csv, multiprocessing, resource, time
+import csv, multiprocessing, resource, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import faiss, torch
 from plm.core import generator_at, whole_file
 from plm.sampling import NeighborSearch
+from timing import against
 
 d, k, all_k, group, sheet, sample = 128, 25, 99, 5, 16, 4096
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
@@ -78,33 +77,15 @@ def compare(n):
     return lines
 
 
-def table(sizes, kinds):
-    "All lines."
-    found = []
-    for work, n in [*((measure, n) for n in sizes), *((compare, n) for n in kinds)]:
-        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process: found += process.submit(work, n).result()
-    return found
-
-
-def rows(quick=False):
-    "Ours against every point searched exactly, for results/bench.csv."
-    lines = table((10_000, 30_000) if quick else SIZES, ())
-    baseline = {line['n']: line['seconds'] for line in lines if line['way'] == 'exact, every point'}
-    return [dict(name=f"neighbours of an epoch: {line['way']}", setting=f"{line['n']:,} x {d}, recall {line['recall']:.3f}", ratio=baseline[line['n']]/line['seconds'],
-                 seconds=line['seconds'], baseline_seconds=baseline[line['n']]) for line in lines if 'queries' in line['way']]
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--most', type=int, default=SIZES[-1], help='largest number of points')
-    lines = table([n for n in SIZES if n <= parser.parse_args().most], (100_000,))
+def rows(device):
+    "The rows of this part; the index is FAISS's on the processor, whatever the device. Writes benchmarks/sampling.csv."
+    lines = []
+    for work, n in [*((measure, n) for n in SIZES), (compare, 100_000)]:
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process: lines += process.submit(work, n).result()
     with whole_file(Path(__file__).with_suffix('.csv')) as tmp, open(tmp, 'w', newline='') as f:
         writer = csv.DictWriter(f, ('way', 'n', 'seconds', 'recall', 'cells', 'GiB'), lineterminator='\n')
         writer.writeheader()
-        for line in lines:
-            line = {name: f'{value:.4g}' if isinstance(value, float) else value for name, value in line.items()}
-            writer.writerow(line)
-            print(*line.values(), sep='\t')
-
-
-if __name__ == '__main__': main()
+        writer.writerows({name: f'{value:.4g}' if isinstance(value, float) else value for name, value in line.items()} for line in lines)
+    for n in SIZES:
+        took = {line['way']: line['seconds'] for line in lines if line['n'] == n}
+        for way in ('exact, queries only', 'index, queries only'): yield against(f'an epoch of neighbours, {way}', f'{n:,} x {d}', took, 'exact, every point', way)

@@ -1,24 +1,23 @@
 """Images per second of a full PLM step (load, augment, encoder, momentum encoder, manifold, losses, backward, AdamW, moving average) against plain cross-entropy with the same encoder,
-loader and optimiser, in one run. The momentum encoder adds a forward pass, so the bound is 0.75 of cross-entropy's throughput.
+loader and optimiser. The momentum encoder adds a forward pass, so the bound is about 0.75 of cross-entropy's throughput.
 
-    python benchmarks/step.py [--batch 100 120] [--precision bf16] [--device auto]
-
-Prints a table and writes benchmarks/step.csv: medians over repeats in which the two take turns. Photos are random pixels of 256 x 256 in a file that is mapped, as in training. What PLM does once an
-epoch (embedding all images for the neighbours) is not in a step. Without a GPU the batch is 20 and the steps are few: a figure of that kind says little about one.
+Photos are random pixels of 256 x 256 in a file that is mapped, as in training; the small images are in memory. What PLM does once an epoch (embedding all images for the neighbours) is not in a step.
+A part of `benchmarks/bench.py`, which runs it.
 """
-import argparse, csv, itertools, os, statistics, tempfile, time
+import itertools, tempfile
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from torch import nn
-from plm.core import generator_at, pick_device, whole_file
-from plm.data import PhotoAugment, batches_on, load_images
+from plm.core import generator_at
+from plm.data import Augment, PhotoAugment, batches_on, load_images, settle
 from plm.paper import settings
 from plm.params import load_params
 from plm.sampling import RandomBatches
 from plm.training import PLM, encoder_of, parameter_groups
+from timing import against, interleaved
 
-CLASSES, SIDE = 100, 256
+CLASSES, SIDE, PARAMS = 100, 256, Path(__file__).parent.parent/'params.yaml'
 
 
 class CrossEntropy(nn.Module):
@@ -32,9 +31,10 @@ class CrossEntropy(nn.Module):
 
 
 class Run:
-    "A method in training: a call does some steps and returns images per second."
-    def __init__(self, method, images, batch, p, device):
-        self.method, self.images, self.batch, self.device, self.augment = method, images, batch, device, PhotoAugment(p.train.crop)
+    "A method in training: a call does some steps."
+    def __init__(self, method, images, batch, p, device, steps):
+        self.method, self.images, self.device, self.steps = method, settle(images, device), device, steps
+        self.augment = PhotoAugment(p.train.crop) if p.train.crop else Augment()
         groups = method.groups(p.method['plm'].lr) if hasattr(method, 'groups') else parameter_groups(method, [], p.method['plm'].lr)
         self.opt, self.epoch = torch.optim.AdamW(groups), 0
         self.batches = method.batches(len(images), batch, 0)
@@ -47,58 +47,25 @@ class Run:
             self.epoch += 1
             yield from self.batches
 
-    def __call__(self, steps):
+    def __call__(self):
         g = generator_at('benchmark', self.epoch)
-        wait = torch.cuda.synchronize if self.device.type == 'cuda' else lambda: None
-        loader = batches_on(self.images, itertools.islice(self.endless(), steps + 1), self.device)
-        index, x = next(loader) # the loader's threads are at work; the clock starts when the first batch is there, and stops when the last has been used
-        wait()
-        start = time.perf_counter()
-        for index, x in itertools.chain([(index, x)], itertools.islice(loader, steps - 1)):
+        for index, x in batches_on(self.images, itertools.islice(self.endless(), self.steps), self.device):
             loss = sum(self.method(x, index, self.augment, g).values())
             self.opt.zero_grad(); loss.backward(); self.opt.step()
             self.method.after_step()
-        wait()
-        rate = steps*self.batch/(time.perf_counter() - start)
-        loader.close()
-        return rate
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--batch', type=int, nargs='+', help='multiples of 5 (default: 100 and 120 on a GPU, 20 elsewhere)')
-    parser.add_argument('--precision', nargs='+', default=['float32', 'bf16'])
-    parser.add_argument('--device', default='auto')
-    parser.add_argument('--steps', type=int, help='per repeat (default: 20 on a GPU, 2 elsewhere)')
-    parser.add_argument('--repeats', type=int, default=5)
-    args = parser.parse_args()
-    device = pick_device(args.device)
+def rows(device):
+    "The rows of this part: seconds are those of an image."
     gpu = device.type == 'cuda'
-    name = torch.cuda.get_device_name(device) if gpu else f'CPU, {torch.get_num_threads()} threads'
-    steps, rows = args.steps or (20 if gpu else 2), []
-    load = '' if gpu else f' (load {os.getloadavg()[0]:.1f}: others on the machine count)'
-    print(f'googlenet at 224, {name}{load}\n{"precision":10} {"batch":>5} {"PLM":>10} {"cross-entropy":>14} {"ratio":>6} {"memory":>9}')
-    with tempfile.TemporaryDirectory() as folder:
-        batches = args.batch or ([100, 120] if gpu else [20])
-        n = 20*max(batches) if gpu else 3*max(batches)
-        np.save(Path(folder)/'train_images.npy', np.random.default_rng(0).integers(0, 256, (n, 3, SIDE, SIDE), np.uint8))
-        images = load_images(folder, 'train')
-        for precision, batch in itertools.product(args.precision, batches):
-            p = load_params(Path(__file__).parent.parent/'params.yaml', settings('cub200-512', f'cub200.train.precision={precision}'))
-            labels = torch.randint(CLASSES, (n,), generator=generator_at('labels')).to(device)
-            runs = [Run(method, images, batch, p, device) for method in (PLM(encoder_of(p.train).to(device), p.method['plm'], 0), CrossEntropy(encoder_of(p.train).to(device), labels))]
-            if gpu: torch.cuda.reset_peak_memory_stats()
-            for run in runs: run(3 if gpu else 1) # warm
-            memory = f'{torch.cuda.max_memory_reserved()/1e9:.2f} GB' if gpu else ''
-            rates = [[run(steps) for run in runs] for _ in range(args.repeats)]
-            plm, plain = (statistics.median(r) for r in zip(*rates))
-            ratio = statistics.median(a/b for a, b in rates) # of neighbours in time, so that a busy moment hits both
-            rows.append((name, precision, batch, f'{plm:.1f}', f'{plain:.1f}', f'{ratio:.3f}'))
-            print(f'{precision:10} {batch:5} {plm:6.1f} im/s {plain:10.1f} im/s {ratio:6.2f} {memory:>9}', flush=True)
-            del runs
-            if gpu: torch.cuda.empty_cache()
-    with whole_file(Path(__file__).with_suffix('.csv')) as tmp, open(tmp, 'w', newline='') as f:
-        csv.writer(f).writerows([('device', 'precision', 'batch', 'plm_images_per_second', 'cross_entropy_images_per_second', 'ratio'), *rows])
-
-
-if __name__ == '__main__': main()
+    small, photos = load_params(PARAMS, {'dataset': 'glyphs'}), [(load_params(PARAMS, settings('cub200-512', f'cub200.train.precision={precision}')), batch)
+        for precision in (('float32', 'bf16') if gpu else ('float32',)) for batch in ((100, 120) if gpu else (100,))]
+    for p, batch in [(small, 100), *photos]:
+        steps, side = (20 if gpu else 1) if p.train.crop else 10, (3, SIDE, SIDE) if p.train.crop else (1, 28, 28)
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(Path(folder)/'train_images.npy', np.random.default_rng(0).integers(0, 256, (4*batch*steps, *side), np.uint8))
+            images = load_images(folder, 'train')
+            labels = torch.randint(CLASSES, (len(images),), generator=generator_at('labels')).to(device)
+            plm, plain = (Run(method, images, batch, p, device, steps) for method in (PLM(encoder_of(p.train).to(device), p.method['plm'], 0), CrossEntropy(encoder_of(p.train).to(device), labels)))
+            took = interleaved({'ours': plm, 'cross-entropy': plain}, 9, device, 240)
+        yield against('training step, an image', f'{p.train.backbone}, {p.train.crop or 28} px, B={batch}, {p.train.precision}', {name: seconds/(batch*steps) for name, seconds in took.items()}, 'cross-entropy')

@@ -13,9 +13,10 @@ def interleaved(ways, repeats=15, device=torch.device('cpu'), enough=60):
         run()
         if device.type == 'cuda': torch.cuda.synchronize()
         return clock() - start
-    once_each = sum([once(run) for run in ways.values()]) # warm, and how long a turn takes
-    took = {name: [] for name in ways}
-    for _ in range(max(3, min(repeats, int(enough/max(once_each, 1e-9))))):
+    took = {name: [once(run)] for name, run in ways.items()}
+    first = sum(sum(times) for times in took.values()) # how long a turn takes; where it is short it has warmed up, and does not count
+    if short := first < enough/3: took = {name: [] for name in ways}
+    for _ in range(max(3, min(repeats, int(enough/max(first, 1e-9)))) if short else 2):
         for name, run in ways.items(): took[name].append(once(run))
     return {name: statistics.median(times) for name, times in took.items()}
 

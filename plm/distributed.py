@@ -134,7 +134,7 @@ def synchronise(
         if type(m) is nn.BatchNorm2d: m.__class__ = _BatchNorm
     return module
 
-# %% ../nbs/07_distributed.ipynb #4d7d68c1
+# %% ../nbs/07_distributed.ipynb #aa3d1b30
 def end_with_parent():
     "End this process when its parent ends, however that ends: nobody works on unseen."
     def follow():
@@ -144,7 +144,7 @@ def end_with_parent():
 
 def _work(function, processes, *args):
     end_with_parent()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))//processes)) # or they would fight over the cores
+    if 'OMP_NUM_THREADS' not in os.environ: torch.set_num_threads(max(1, len(os.sched_getaffinity(0))//processes)) # or they would fight over the cores
     result = function(*args)
     if dist.is_initialized(): dist.destroy_process_group() # not after an error: first it must be told, or another process's "connection closed" would pass for the cause
     return result
