@@ -57,7 +57,7 @@ test: env ## everything that must hold: exported modules, notebooks, tests, the 
 	@diff -r -x __pycache__ .venv/before plm || { rm -rf plm; cp -r .venv/before plm; \
 	  echo "plm/ is not what the notebooks export (< is plm/, > is the export). Run make nbs to export, or move your edit into its notebook."; exit 1; }
 	OMP_NUM_THREADS=1 MPLBACKEND=agg nbdev_test --n_workers 2 --do_print
-	OMP_NUM_THREADS=1 python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 nbs: env ## nbdev_export and nbdev_clean, to be run before a commit
 	nbdev_export && nbdev_clean

@@ -4,25 +4,29 @@ Every stage is a `dvc repro` of its own, so what is run, kept and written to dvc
 """
 import os, queue, re, subprocess, sys, time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-import yaml
 
 
 def graph():
     "Stage -> the stages it needs, in the order of dvc.yaml; other pipelines of the repository are left out."
-    dot = subprocess.run(['dvc', 'dag', '--dot'], stdout=subprocess.PIPE, text=True, check=True).stdout
-    needs = {name: set() for name in re.findall(r'^"([^":]+)";', dot, re.M) if not name.endswith('.dvc')}
-    for before, after in re.findall(r'^"(.+)" -> "(.+)";', dot, re.M):
+    dag = subprocess.run(['dvc', 'dag', '--dot'], stdout=subprocess.PIPE, text=True)
+    if dag.returncode: sys.exit(dag.returncode) # DVC has said why
+    needs = {name: set() for name in re.findall(r'^"([^":]+)";', dag.stdout, re.M) if not name.endswith('.dvc')}
+    for before, after in re.findall(r'^"(.+)" -> "(.+)";', dag.stdout, re.M):
         if before in needs and after in needs: needs[after].add(before)
     return needs
 
 
-def abreast(params):
-    "How many stages at once."
-    if params['device'] != 'cpu':
-        from plm.core import pick_device # only now, because torch takes seconds to import
-        if pick_device(params['device']).type != 'cpu': return 1
+def abreast():
+    "How many stages at once. One if params.yaml has a mistake: then the first stage names it."
+    ask = """if True:
+        from plm.core import pick_device
+        from plm.params import load_params
+        p = load_params()
+        print(p.threads*(p.processes if p.launch == 'torchrun' else 1) if pick_device(p.device).type == 'cpu' else 0)"""
+    answer = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True).stdout.strip() # in a process of its own, because torch stays in memory
+    if not int(answer or 0): return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return max(1, cores//(params['threads']*(params['processes'] if params['launch'] == 'torchrun' else 1)))
+    return max(1, cores//int(answer))
 
 
 def run(stage, lines):
@@ -32,14 +36,13 @@ def run(stage, lines):
     lines.put(line)
     if done.returncode: print(f'\r{stage} failed; what it said is above. What else has finished is kept: mend the cause, and give the command again.', file=sys.stderr, flush=True)
     elif 'Running stage' in done.stdout: print(f'\r{stage}: ran, {time.monotonic() - began:.0f} s', flush=True)
-    else: print(f'\r{stage}: nothing to do', flush=True)
+    else: print(f'\r{stage}: ' + ('taken from the cache' if 'is cached' in done.stdout else 'nothing to do'), flush=True)
     return not done.returncode
 
 
 def main():
-    with open('params.yaml') as f: params = yaml.safe_load(f)
     needs, lines, running, well = graph(), queue.SimpleQueue(), {}, True
-    most = abreast(params)
+    most = abreast()
     for line in range(most): lines.put(line)
     with ThreadPoolExecutor(most) as pool:
         while running or well and needs:
