@@ -208,8 +208,9 @@ def publish(
     write_log(rows + list(csv.DictReader(open(results/'ablation.csv'))), docs/'ablation.csv')
     with whole_file(docs/'ablation.json') as tmp: tmp.write_text(json.dumps(known | {about['dataset']: about}, indent=1, sort_keys=True) + '\n')
 
-# %% ../nbs/21_ablation.ipynb #c246bb3a
-_titles = {'parts': 'Parts of the method', 'view': 'What the momentum encoder (PLM) or the teacher (STML) sees', 'n_alpha n_beta': 'Decay across a piece (N_α) and along it (N_β)'}
+# %% ../nbs/21_ablation.ipynb #afdc9d7c
+_titles = {'parts': 'Parts of the method', 'view': 'What the momentum encoder (PLM) or the teacher (STML) sees', 'n_alpha n_beta': 'Decay across a piece (N_α) and along it (N_β)',
+           'refresh': 'Neighbours in embeddings computed anew each epoch, or kept from the steps'}
 _labels = {'n_proxies': 'number of proxies N_ρ', 'T': 'least quality of a member T', 'm': 'dimension of a piece m', 'delta': 'distance asked of dissimilar pairs δ',
            'gamma': 'momentum γ', 'k': 'images per query in a batch k', 'n_alpha': 'N_α, decay across a piece', 'n_beta': 'N_β', 'visit': 'neighbours visited'}
 

@@ -88,7 +88,7 @@ def aligned(
     widths = [max(map(len, column)) for column in zip(header, *lines)]
     return '\n'.join('  '.join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in [header, ['-'*w for w in widths], *lines])
 
-# %% ../nbs/27_paper.ipynb #dc57c97a
+# %% ../nbs/27_paper.ipynb #6b254959
 @dataclass(frozen=True)
 class Constant:
     "A knob of a preset."
@@ -105,7 +105,8 @@ def _constants(dataset, d):
         'stml.lr': (1e-4, S), 'stml.sigma': (3, S), 'stml.delta': (1, S), 'stml.k': (5, S), 'stml.gamma': (0.999, S), 'stml.wide': (1024, S), 'stml.view': ('augmented', S),
         'plm.lr': (1e-4, S), 'plm.k': (5, S, 'images per query'), 'plm.gamma': (0.999, S), 'plm.m': (3, O), 'plm.T': (0.9, O), 'plm.delta': (1.4, O, 'chosen on val of both small data sets'),
         'plm.n_alpha': (4, P, 'inside the plateau, 3 to 6'), 'plm.n_beta': (0.5, P), 'plm.n_proxies': (100, P, 'where the curve becomes level'), 'plm.visit': (None, O, 'the whole batch'),
-        'plm.similarity': ('piecewise', P), 'plm.terms': (['point', 'proxy', 'neighborhood'], P), 'plm.view': ('plain', O, 'the paper is silent')}
+        'plm.similarity': ('piecewise', P), 'plm.terms': (['point', 'proxy', 'neighborhood'], P), 'plm.view': ('plain', O, 'the paper is silent'),
+        'plm.refresh': ('full', P, 'all images embedded anew each epoch')}
     return {'dataset': Constant(dataset, P), 'methods': Constant(list(METHODS_SHOWN), O, 'start, strongest peer, PLM'), 'seeds': Constant([0, 1, 2, 3, 4], O, 'five'),
             'threads': Constant(4, O, 'for the search of neighbours, beside a GPU'),
             **{f'{dataset}.{name}': Constant(*c) for name, c in own.items()}}

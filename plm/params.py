@@ -17,7 +17,7 @@ __all__ = ['METHODS', 'SIZES', 'LIMITS', 'PretrainParams', 'TrainParams', 'Pretr
            'PLMParams', 'GlyphsSizes', 'OmniglotSizes', 'PublishedSizes', 'FolderSizes', 'Params', 'read_section',
            'read_yaml', 'load_params', 'check_plm', 'project_root']
 
-# %% ../nbs/16_params.ipynb #ff2db734
+# %% ../nbs/16_params.ipynb #f9d6506e
 @dataclass(frozen=True)
 class PretrainParams:
     "Supervised pre-training on the source (all ours; the paper starts from ImageNet weights)."
@@ -76,6 +76,7 @@ class PLMParams:
     similarity: str # piecewise (published), or binary: in the piece or not (published as an ablation)
     terms: list # of the loss: point, proxy, neighborhood (published: all three)
     view: str # what the momentum encoder sees: plain or augmented images (ours; the paper is silent)
+    refresh: str # where each epoch's neighbours come from: full, all images embedded anew (published), or kept, what the steps have embedded (ours)
 
 METHODS = {'pretrained': PretrainedParams, 'simclr': SimCLRParams, 'stml': STMLParams, 'plm': PLMParams}
 
@@ -123,7 +124,7 @@ class Params:
     train: TrainParams # what the unsupervised methods share
     method: dict # name of a method -> its constants
 
-# %% ../nbs/16_params.ipynb #bf4a0aa4
+# %% ../nbs/16_params.ipynb #3f4936e6
 LIMITS = { # a parameter means the same wherever it stands, so it has one range
     **dict.fromkeys(('lr', 'temperature', 'sigma', 'delta'), (lambda v: 0 < v < math.inf, 'a number above 0')),
     **dict.fromkeys(('epochs', 'dim', 'm', 'wide', 'n_train'), (lambda v: v >= 1, 'at least 1')),
@@ -142,6 +143,7 @@ LIMITS = { # a parameter means the same wherever it stands, so it has one range
     'visit': (lambda v: v is None or v >= 1, 'at least 1, or null for the whole batch'),
     'similarity': (lambda v: v in ('piecewise', 'binary'), 'piecewise or binary'),
     'view': (lambda v: v in ('plain', 'augmented'), 'plain or augmented'),
+    'refresh': (lambda v: v in ('full', 'kept'), 'full or kept'),
     'terms': (lambda v: v and len(set(map(str, v))) == len(v) and set(map(str, v)) <= {'point', 'proxy', 'neighborhood'}, 'a list of some of point, proxy, neighborhood'),
     'backbone': (lambda v: v in BACKBONES or re.fullmatch(r'timm:[\w.]+', v), f"one of {', '.join(BACKBONES)}, or timm:NAME"),
     'weights': (lambda v: v in ('none', 'imagenet') or Path(v).suffix in ('.pth', '.pt', '.safetensors'), 'none, imagenet, or a file .pth, .pt or .safetensors'),
@@ -248,6 +250,7 @@ def check_plm(
     if p.similarity == 'binary' and p.T is None: raise ValueError(f"{name}plm.similarity = binary asks who is in a piece; with T = null everybody is. Set T.")
     if not p.n_proxies and 'point' not in p.terms: raise ValueError(f"{name}plm.terms = {p.terms} leaves nothing to train with n_proxies = 0. Add point, or proxies.")
     if 'point' not in p.terms and 'proxy' not in p.terms: raise ValueError(f"{name}plm.terms = {p.terms} would train the proxies only, never the encoder. Add point or proxy.")
+    if p.refresh == 'kept' and p.view != 'plain': raise ValueError(f"{name}plm.refresh = kept searches neighbours in what the steps have embedded; with {name}plm.view = {p.view} that is distorted images. Set view to plain, or refresh to full.")
     if p.m > train.dim: raise ValueError(f"{name}plm.m = {p.m} must be at most {name}train.dim = {train.dim}.")
     if p.m >= train.batch_size: raise ValueError(f"{name}plm.m = {p.m} must be below {name}train.batch_size = {train.batch_size}: a piece of m dimensions needs m neighbours.")
 

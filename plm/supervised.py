@@ -123,7 +123,7 @@ def metric_loss(
         torch.manual_seed(generator_at(seed, 'class proxies').initial_seed())
         return losses.ProxyAnchorLoss(n_classes, dim, margin=p.margin, alpha=p.alpha), None
 
-# %% ../nbs/24_supervised.ipynb #555922d2
+# %% ../nbs/24_supervised.ipynb #64c1c2b5
 @dataclass(frozen=True)
 class StructureParams:
     "Constants of NAMR (all ours)."
@@ -177,6 +177,7 @@ class UnsupervisedNAMR(PLM):
     def forward(self, images: Tensor, index: Tensor, augment, g) -> dict[str, Tensor]:
         e, w, _ = self.encoder.describe(augment(images, g))
         with torch.no_grad(): target, _, reference = self.momentum.encoder.describe(as_input(images) if self.plain else augment(images, g))
+        if self.keeps: self.kept[index] = target
         return {name: term for name, term in self.namr(e, w, target, reference).items() if name in self.terms or name == 'rank'}
 
 # %% ../nbs/24_supervised.ipynb #f3a8c9a1

@@ -130,7 +130,7 @@ class STML(nn.Module):
         return self.loss(*map(both, self.student(x)), both(t), both(index.repeat(2)))
     def after_step(self): self.teacher.update(self.student)
 
-# %% ../nbs/17_training.ipynb #5c219161
+# %% ../nbs/17_training.ipynb #df5fd2ef
 class PLM(nn.Module):
     "Piecewise-linear manifolds (Bhatnagar and Ahuja, CPAL 2024): one view to the trained encoder, the plain image to the momentum encoder."
     def __init__(self,
@@ -143,14 +143,17 @@ class PLM(nn.Module):
         dim = encoder.head.out_features
         self.proxies = Proxies(p.n_proxies, dim, p.m, (seed,)).to(encoder.head.weight.device) if p.n_proxies else None
         self.loss = PLMLoss(self.proxies, p.m, p.T, p.n_alpha, p.n_beta, p.delta, p.visit, p.similarity)
-        self.terms, self.plain = p.terms, p.view == 'plain'
+        self.terms, self.plain, self.keeps = p.terms, p.view == 'plain', p.refresh == 'kept'
         if self.proxies is not None: self.register_buffer('began', torch.zeros_like(self.proxies.location.data)) # a buffer, so that a resumed run knows it
-    def batches(self, n: int, batch_size: int, seed: int): return NeighborhoodBatches(n, batch_size, self.k, seed)
+    def batches(self, n: int, batch_size: int, seed: int):
+        if self.keeps: self.register_buffer('kept', self.encoder.head.weight.new_zeros(n, self.encoder.head.out_features)) # a buffer, so that a resumed run has it
+        return NeighborhoodBatches(n, batch_size, self.k, seed)
     @property
     def estimate(self) -> nn.Module: return self.momentum.encoder
     @torch.no_grad()
     def begin(self, z: Tensor, g: torch.Generator):
-        "Put the proxies on the training set's embeddings `z`."
+        "Put the proxies on the training set's embeddings `z`, and begin with what is kept of them."
+        if self.keeps: self.kept.copy_(z)
         if self.proxies is not None:
             self.proxies.place(z, g)
             self.began.copy_(self.proxies()[0])
@@ -163,7 +166,9 @@ class PLM(nn.Module):
         return dict(proxy_moved=(rho - self.began).norm(dim=1).mean().item(), proxy_used=len(nearest.unique())/len(rho), proxy_distance=d.mean().item())
     def forward(self, images: Tensor, index: Tensor, augment, g) -> dict[str, Tensor]:
         z = gather(self.encoder(augment(images, g)))
-        terms = self.loss(z, gather(self.momentum(as_input(images) if self.plain else augment(images, g))))
+        t = gather(self.momentum(as_input(images) if self.plain else augment(images, g)))
+        if self.keeps: self.kept[gather(index)] = t
+        terms = self.loss(z, t)
         return {name: term for name, term in terms.items() if name in self.terms}
     def after_step(self): self.momentum.update(self.encoder)
     @property
@@ -240,7 +245,7 @@ def describe_pieces(
         found['piece_quality'].append(pieces.quality()[others].double().mean().item())
     return {name: mean(values) for name, values in found.items()}
 
-# %% ../nbs/17_training.ipynb #e3560bcb
+# %% ../nbs/17_training.ipynb #4b6fb29e
 def _epoch(method, images, batches, augment, opt, schedule, seed, epoch, bar) -> dict[str, float]:
     "One epoch; the mean of each term of the loss."
     g, totals = generator_at(seed, 'augment', epoch, *([rank()] if size() > 1 else [])), {}
@@ -267,7 +272,7 @@ def _memory(shared):
                           f"{', or set train.precision to bf16' if shared.precision != 'bf16' else ''}, or choose a smaller train.backbone.") from e
 
 def fit(
-    method: nn.Module, # with `batches`, `forward`, `after_step`, and where it needs them `estimate` (with it also `begin` and `describe`) and `groups`; trained in place
+    method: nn.Module, # with `batches`, `forward`, `after_step`, and where it needs them `estimate` (with it also `begin`, `describe` and `kept`) and `groups`; trained in place
     name: str, # of the method, for the progress bar and the state's file
     images: Tensor, # (N, C, H, W) uint8, the train images, on the method's device or waiting in memory or on the disk
     shared: TrainParams, # epochs, batch size, and whether views are parts of photos (`crop`)
@@ -299,7 +304,9 @@ def fit(
             for part, saved in zip((method, opt, schedule), state['parts']): part.load_state_dict(saved)
             log = state['log']
             if not rank(): print(f"{name}, seed {seed}: resuming after epoch {log[-1]['epoch']} of {shared.epochs}")
-        estimated = embed(method.estimate, images) if hasattr(method, 'estimate') else None
+        def estimates(anew): # of all images: by the encoder as it is now, or what the method has kept
+            return embed(method.estimate, images) if anew or not hasattr(method, 'kept') else method.kept.clone() # steps change it, while batches are still drawn by it
+        estimated = estimates(len(log) == 1) if hasattr(method, 'estimate') else None
         if hasattr(method, 'begin') and len(log) == 1:
             method.begin(estimated, generator_at(seed, 'begin'))
             log[0] |= method.describe(estimated)
@@ -309,7 +316,7 @@ def fit(
             batches.set_epoch(epoch)
             if estimated is not None: batches.refresh(estimated)
             row = _epoch(method, images, batches, augment, opt, schedule, seed, epoch, bar) | look()
-            if estimated is not None and (epoch + 1 < shared.epochs or hasattr(method, 'describe')): estimated = embed(method.estimate, images)
+            if estimated is not None and (epoch + 1 < shared.epochs or hasattr(method, 'describe')): estimated = estimates(False)
             if hasattr(method, 'describe'): row |= method.describe(estimated)
             search = getattr(batches, 'search', None)
             if search is not None and search.cells: row['neighbour_recall'] = search.recall # of an index; an exact search has nothing to tell

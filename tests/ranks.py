@@ -16,7 +16,7 @@ CPU = torch.device('cpu')
 SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=3, batch_size=24)
 CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
              'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
-             'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9, visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain')}
+             'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9, visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain', refresh='full')}
 
 
 def pictures(n, *address): return torch.randint(0, 256, (n, 1, 24, 24), generator=generator_at('ranks', n, *address), dtype=torch.uint8)
@@ -124,9 +124,24 @@ def divided(scratch):
     return found, searched, same, said, share({'of': rank()}, size() - 1)
 
 
+def kept(scratch):
+    "The embeddings that a short training with `refresh: kept` has kept, those it began with, and whether all processes have the same."
+    join(CPU)
+    before, made = (training.Augment, training._CLASSES), []
+    class Kept(training.PLM):
+        def __init__(self, *a): super().__init__(*a); made.append(self)
+        def begin(self, z, g): made.append(z); super().begin(z, g)
+    training.Augment, training._CLASSES = lambda: same_views, {'plm': Kept}
+    try: training.train('plm', Encoder('convnet', 8), pictures(50), (pictures(12, 'val'), torch.arange(12) % 4), replace(SHARED, epochs=2), replace(CONSTANTS['plm'], refresh='kept'), 0, scratch)
+    finally: training.Augment, training._CLASSES = before
+    method, begun = made
+    everywhere = gather(method.kept[None])
+    return method.kept, begun, bool((everywhere == everywhere[0]).all())
+
+
 def everything(names, embed_n, scratch):
-    "`many_gradients` and `divided`, in one start of the processes."
-    return many_gradients(names, embed_n), divided(scratch)
+    "`many_gradients`, `divided` and `kept`, in one start of the processes."
+    return many_gradients(names, embed_n), divided(scratch), kept(scratch)
 
 
 def on_machine(folder):

@@ -53,7 +53,7 @@ def started(request, tmp_path_factory):
 
 
 def test_gradients_and_embeddings_are_those_of_one_process(started):
-    processes, names, ((_, one, z), _), ((n, several, z_), _) = started
+    processes, names, ((_, one, z), *_), ((n, several, z_), *_) = started
     assert n == processes
     for name, a, b in zip(names, one, several, strict=True):
         assert b[0] == pytest.approx(a[0], abs=1e-12), name
@@ -64,11 +64,18 @@ def test_gradients_and_embeddings_are_those_of_one_process(started):
 
 
 def test_searches_and_figures_are_divided_and_those_of_one_process(started):
-    processes, _, (_, (one, by_one, *_)), (_, (several, searched, same, said, shared)) = started
+    processes, _, (_, (one, by_one, *_), _), (_, (several, searched, same, said, shared), _) = started
     assert by_one == [203] and sum(searched) == 203 and max(searched) - min(searched) <= 1 and same
     assert len(one['index: recall']) == 3 and one['index: recall'][0] < 1 and one['index of no use: recall'].tolist() == [1] # an index was used, and one was not
     for name in one: assert torch.equal(one[name], several[name]), name
     assert f'process {processes - 1} of {processes} has other images, weights, constants or code than process 0' in said and shared == {'of': processes - 1}
+
+
+def test_all_processes_keep_the_embeddings_of_the_whole_batch(started):
+    *_, (one, begun, _), (several, _, same) = (*started[:2], started[2][2], started[3][2])
+    moved = (one - begun).norm(dim=1)
+    assert same and (moved > 0.02).sum() > 30 # of 50 images; a process draws at most 24 rows of two epochs by itself
+    torch.testing.assert_close(several, one, rtol=0, atol=2e-3)
 
 
 @pytest.fixture(scope='module')

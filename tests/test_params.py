@@ -76,6 +76,8 @@ MISTAKES = {
     'more visits than a batch': (PLM + ['visit'], 100, r'glyphs\.plm\.visit = 100 must be at least m = 3 and below glyphs\.train\.batch_size = 100'),
     'misspelt similarity': (PLM + ['similarity'], 'binry', r'glyphs\.plm\.similarity must be piecewise or binary'),
     'misspelt view': (['glyphs', 'stml', 'view'], 'plane', r'glyphs\.stml\.view must be plain or augmented'),
+    'misspelt refresh': (PLM + ['refresh'], 'keep', r'glyphs\.plm\.refresh must be full or kept'),
+    'distorted images kept': (PLM, RAW['glyphs']['plm'] | {'view': 'augmented', 'refresh': 'kept'}, r'glyphs\.plm\.refresh = kept .* glyphs\.plm\.view = augmented .*Set view to plain, or refresh to full'),
     'misspelt term': (PLM + ['terms'], ['points'], r'glyphs\.plm\.terms must be a list of some of point, proxy, neighborhood'),
     'term twice': (PLM + ['terms'], ['point', 'point'], r'glyphs\.plm\.terms must be a list of some'),
     'no term': (PLM + ['terms'], [], r'glyphs\.plm\.terms must be a list of some'),
@@ -125,7 +127,7 @@ def test_mistakes(tmp_path, mistake):
     with pytest.raises(ValueError, match=words): load(changed(path, value), tmp_path)
 
 
-@pytest.mark.parametrize('path, value', [(PLM + ['T'], None), (PLM + ['T'], 1), (PLM + ['lr'], 1), (PLM + ['lr'], 1e-5), (PLM + ['n_proxies'], 0), (PLM + ['visit'], 4), (PLM + ['terms'], ['proxy']), (PLM + ['n_alpha'], 0.5),
+@pytest.mark.parametrize('path, value', [(PLM + ['T'], None), (PLM + ['T'], 1), (PLM + ['lr'], 1), (PLM + ['lr'], 1e-5), (PLM + ['n_proxies'], 0), (PLM + ['visit'], 4), (PLM + ['view'], 'augmented'), (PLM + ['refresh'], 'kept'), (PLM + ['terms'], ['proxy']), (PLM + ['n_alpha'], 0.5),
                                          (['glyphs', 'sizes', 'n_source'], None), (['glyphs', 'pretrain'], None), (['cub200', 'sizes', 'val_every'], None), (['cub200', 'train', 'crop'], 256), (['cub200', 'train', 'precision'], 'float32'), (['glyphs', 'sizes', 'n_source'], 5), (['seeds'], [7])])
 def test_what_is_allowed(tmp_path, path, value):
     raw = changed(path, value)

@@ -25,7 +25,7 @@ IMAGES = torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8, generator=gen
 CONSTANTS = {'triplet': MetricParams(1e-3, 0.1, None, None, 1.), 'contrastive': MetricParams(1e-3, 1., None, None, 1.), 'multi-similarity': MetricParams(1e-3, 0.1, 2., None, 1.),
              'proxy-anchor': MetricParams(1e-3, 0.1, 32., 100., 1.)}
 STRUCTURE = StructureParams(band=0.5, C=5, margin=0.02, metric_on='plain', gamma=0.9)
-UNLABELLED = PLMParams(lr=1e-3, k=5, m=2, T=0.9, n_alpha=3, n_beta=0.5, delta=1.4, n_proxies=4, gamma=0.9, visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain')
+UNLABELLED = PLMParams(lr=1e-3, k=5, m=2, T=0.9, n_alpha=3, n_beta=0.5, delta=1.4, n_proxies=4, gamma=0.9, visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain', refresh='full')
 BUDGET = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=2, batch_size=20)
 
 
@@ -127,11 +127,14 @@ def test_without_weight_the_ranking_changes_nothing(name, tmp_path):
     assert not torch.equal(weights_of(plain.encoder.backbone), weights_of(with_it.encoder.backbone)) and (embed_both(with_it.encoder, IMAGES)[1] - 1).abs().max() > 1e-4
 
 
-def test_unsupervised_namr_without_weight_is_plm(tmp_path):
-    plain, namr = PLM(TwoHeads(start()), UNLABELLED, 0), UnsupervisedNAMR(TwoHeads(start(), band=0.5), UNLABELLED, STRUCTURE, 0., 0)
+@pytest.mark.parametrize('refresh', ['full', 'kept'])
+def test_unsupervised_namr_without_weight_is_plm(tmp_path, refresh):
+    p = replace(UNLABELLED, refresh=refresh)
+    plain, namr = PLM(TwoHeads(start()), p, 0), UnsupervisedNAMR(TwoHeads(start(), band=0.5), p, STRUCTURE, 0., 0)
     log, other = train(plain, 'plain', tmp_path), train(namr, 'namr', tmp_path)
     assert [row.get('point') for row in log] == [row.get('point') for row in other] and other[-1]['rank'] == 0
     assert torch.equal(weights_of(plain.encoder.head), weights_of(namr.encoder.head))
+    assert torch.equal(plain.kept, namr.kept) if refresh == 'kept' else not hasattr(namr, 'kept')
 
 
 @pytest.mark.parametrize('unsupervised', [False, True])

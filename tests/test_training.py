@@ -3,7 +3,7 @@ import copy, csv, re
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch
-from plm import training
+from plm import sampling, training
 from plm.core import generator_at
 from plm.encoder import Encoder
 from plm.params import PLMParams, PretrainedParams, PretrainParams, SimCLRParams, STMLParams, TrainParams
@@ -13,7 +13,7 @@ from plm.training import describe_pieces, encoder_of, fingerprint, load_state, p
 CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
              'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
              'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9,
-                              visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain')}
+                              visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain', refresh='full')}
 SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=3, batch_size=24)
 
 
@@ -269,6 +269,53 @@ def test_proxies_begin_on_the_embeddings_of_the_train_images(tmp_path, monkeypat
     monkeypatch.setattr(training.PLM, 'begin', lambda self, z, g: (given.append(z), begin(self, z, g)))
     run('plm', tmp_path)
     assert len(given) == 1 and torch.equal(given[0], training.embed(start(), IMAGES))
+
+
+def test_what_is_kept_is_what_the_steps_have_embedded(tmp_path, monkeypatch, undisturbed):
+    "By a dictionary: each image's last embedding by the momentum encoder, from the start or from the step that drew it last; batches are drawn, and proxies described, by how it stood when the epoch began or ended."
+    latest = dict(enumerate(training.embed(start(), IMAGES)))
+    drawn, given, told, batches, methods = [], [], [], [], []
+    forward, refresh, describe = training.PLM.forward, NeighborhoodBatches.refresh, training.PLM.describe
+    def step(self, images, index, augment, g):
+        drawn.append(index.tolist())
+        methods.append(self)
+        latest.update(zip(drawn[-1], self.momentum(images.float()/255)))
+        return forward(self, images, index, augment, g)
+    def stacked(): return torch.stack([latest[i] for i in range(len(IMAGES))])
+    def refreshed(self, z):
+        if len(z) != len(IMAGES): return refresh(self, z) # the pieces of val
+        given.append((z, stacked())) # no copy: steps must not change what batches are drawn by
+        epoch = NeighborhoodBatches(len(IMAGES), 24, 4)
+        epoch.set_epoch(self.epoch)
+        refresh(epoch, stacked())
+        batches.extend(epoch)
+        refresh(self, z)
+    with monkeypatch.context() as m:
+        m.setattr(sampling, '_block', 8) # searched for in the middle of the epoch, as with many images
+        for name, changed in (('forward', step), ('describe', lambda self, z: (told.append((z.clone(), stacked())), describe(self, z))[1])): m.setattr(training.PLM, name, changed)
+        m.setattr(NeighborhoodBatches, 'refresh', refreshed)
+        encoder, _ = run('plm', tmp_path, refresh='kept')
+    assert len(given) == 3 and len(told) == 4 and all(torch.equal(a, b) for a, b in given + told)
+    assert drawn == batches and torch.equal(methods[-1].kept, stacked())
+    for e in range(3): # the test has what it asks about: images drawn twice in an epoch, and not at all
+        seen = drawn[2*e] + drawn[2*e + 1]
+        assert len(set(seen)) < len(seen) and len(set(seen)) < len(IMAGES)
+    assert not same(encoder, undisturbed['plm'][0])
+
+
+def test_a_killed_run_has_what_it_kept_and_embeds_nothing_again(tmp_path, monkeypatch):
+    embedded, embed = [], training.embed
+    def count(encoder, images): embedded.append(len(images)); return embed(encoder, images)
+    monkeypatch.setattr(training, 'embed', count)
+    encoder, log = run('plm', tmp_path/'undisturbed', refresh='kept')
+    assert embedded.count(len(IMAGES)) == 1 and embedded.count(len(VAL[0])) == 4 # once, to begin with; val before training and after each epoch
+    interrupted('plm', tmp_path/'killed', monkeypatch, refresh='kept')
+    embedded.clear()
+    again, log_again = run('plm', tmp_path/'killed', refresh='kept')
+    assert same(encoder, again) and log == log_again and len(IMAGES) not in embedded
+    embedded.clear()
+    run('plm', tmp_path/'full')
+    assert embedded.count(len(IMAGES)) == 4
 
 
 def test_the_proxies_and_the_average_take_part():
