@@ -33,7 +33,7 @@ def test_a_preset_leaves_nothing_open(name):
     dataset, d = name.split('-')
     set_ = settings(name)
     wanted = {f'{dataset}.{section}.{f.name}' for section, cls in (('sizes', SIZES[dataset]), ('train', TrainParams), *((m, METHODS[m]) for m in set_['methods'])) for f in fields(cls)}
-    assert set(set_) == wanted | {'dataset', 'methods', 'seeds', f'{dataset}.pretrain'}
+    assert set(set_) == wanted | {'dataset', 'methods', 'seeds', 'threads', f'{dataset}.pretrain'}
     p = load_params(PARAMS, set_)
     assert (p.dataset, p.train.dim, p.train.backbone, p.train.weights, p.train.crop, p.sizes.val_every, p.pretrain) == (dataset, int(d), 'googlenet', 'imagenet', 224, None, None)
     assert len(p.seeds) == 5 and p.method['plm'].n_beta == 0.5 and 3 <= p.method['plm'].n_alpha <= 6 and 100 <= p.method['plm'].n_proxies <= 500 # published

@@ -1,17 +1,25 @@
 """`dvc repro` of dvc.yaml, with stages side by side that do not wait for each other: as many as have `threads` (params.yaml) cores each, one on a GPU.
 
-Every stage is a `dvc repro` of its own, so what is run, kept and written to dvc.lock is what a plain `dvc repro` would: after this it finds nothing to do, and the other way round.
+Every stage is a `dvc repro` of its own, so what is run, kept and written to dvc.lock is what a plain `dvc repro` would. One of these comes last: it runs what was overlooked, and says that everything is up to date.
 """
-import os, queue, re, subprocess, sys, time
+import json, os, queue, re, subprocess, sys, time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 
+def dvc(*command):
+    "What DVC answers; it says itself what is wrong."
+    answer = subprocess.run(['dvc', *command], stdout=subprocess.PIPE, text=True)
+    if answer.returncode: sys.exit(answer.returncode)
+    return answer.stdout
+
+
 def graph():
-    "Stage -> the stages it needs, in the order of dvc.yaml; other pipelines of the repository are left out."
-    dag = subprocess.run(['dvc', 'dag', '--dot'], stdout=subprocess.PIPE, text=True)
-    if dag.returncode: sys.exit(dag.returncode) # DVC has said why
-    needs = {name: set() for name in re.findall(r'^"([^":]+)";', dag.stdout, re.M) if not name.endswith('.dvc')}
-    for before, after in re.findall(r'^"(.+)" -> "(.+)";', dag.stdout, re.M):
+    "Stage -> the stages it needs, in the order of dvc.yaml: of those that have changed, and those that come after them. Other pipelines of the repository are left out."
+    dot, changed = dvc('dag', '--dot'), set(json.loads(dvc('status', '--json', 'dvc.yaml')))
+    edges = re.findall(r'^"([^":]+)" -> "([^":]+)";', dot, re.M)
+    while more := {after for before, after in edges if before in changed} - changed: changed |= more
+    needs = {name: set() for name in re.findall(r'^"(.+)";', dot, re.M) if name in changed}
+    for before, after in edges:
         if before in needs and after in needs: needs[after].add(before)
     return needs
 
@@ -52,7 +60,7 @@ def main():
             for job in wait(running, return_when=FIRST_COMPLETED).done:
                 stage, well = running.pop(job), job.result() and well
                 for before in needs.values(): before.discard(stage)
-    return 0 if well else 1
+    return subprocess.run(['dvc', 'repro']).returncode if well else 1
 
 
 if __name__ == '__main__': sys.exit(main())
