@@ -13,8 +13,8 @@ def runs(tmp_path_factory):
     "Two runs at once, each in a folder of its own."
     folders = [tmp_path_factory.mktemp('toy') for _ in range(2)]
     env = {k: v for k, v in os.environ.items() if not k.startswith(('JPY_', 'PYTEST'))} | dict(
-        OMP_NUM_THREADS='1', JUPYTER_PATH=str(ROOT/'nbs/pipeline'), PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
-    started = [subprocess.Popen(['papermill', 'nbs/pipeline/toy.ipynb', str(f/'toy.ipynb'), '--cwd', '.', '--no-progress-bar', '--log-level', 'ERROR', '-p', 'steps', str(STEPS),
+        OMP_NUM_THREADS='1', PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
+    started = [subprocess.Popen(['python', 'nbs/pipeline/start.py', 'nbs/pipeline/toy.ipynb', str(f/'toy.ipynb'), '-p', 'steps', str(STEPS),
                                  '-p', 'n_seeds', '1', '-p', 'gif', str(f/'toy.gif'), '-p', 'folder', str(f/'frames')], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) for f in folders]
     for p in started:
         message = p.communicate(timeout=300)[1]
