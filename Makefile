@@ -49,7 +49,7 @@ paper: dry ## a cell of the paper's table, and the report (GPU); a killed one go
 	@set -ef; settings=$$(python -c 'from plm.paper import arguments; print(*arguments("$(PRESET)", "$(SET)"))'); dvc exp run $$settings
 	@python -c 'from plm.paper import publish; print(publish("$(PRESET)"))'
 
-bench: env ## what things cost beside their opponents (minutes): results/bench.csv, docs/images/bench.png; docs/performance.md explains them
+bench: env ## what things cost beside their opponents (20 minutes): results/bench.csv, docs/images/bench.png; docs/performance.md explains them
 	python benchmarks/bench.py
 
 test: env ## everything that must hold: exported modules, notebooks, tests, the pipeline at toy size
