@@ -25,20 +25,20 @@ repro: env ## every table and figure, from the data to results/report.html: dvc 
 	@echo "The report: $(CURDIR)/results/report.html"
 
 ablations: env ## the ablations (about an hour), then the report with them; a killed one goes on with what is missing
-	dvc repro ablations/dvc.yaml
+	dvc repro pipelines/ablations/dvc.yaml
 	python -c 'from plm.ablation import publish; publish()'
 	dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
 namr: env ## NAMR on four metric losses, and in the indexes (about 40 minutes), then the report with it; a killed one goes on with what is missing
-	dvc repro namr/dvc.yaml
+	dvc repro pipelines/namr/dvc.yaml
 	cp results/namr.csv results/index.csv docs/
 	dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
 photos: env ## FOLDER=/my/photos [LABELS=labels.csv]: a search of your own images, labelled or not, in results/photos; a killed one goes on where it was
 	@python -c 'import sys; from plm.search import begin_photos; begin_photos(*sys.argv[1:])' "$$FOLDER" "$$LABELS"
-	dvc repro photos/dvc.yaml
+	dvc repro pipelines/photos/dvc.yaml
 	@if [ -f results/photos/recall.csv ]; then cat results/photos/recall.csv; fi
 	@echo "Look: $(CURDIR)/results/photos/index.html"
 

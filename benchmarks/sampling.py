@@ -1,6 +1,6 @@
 """What neighbourhood sampling costs from 10^4 to 10^6 points: every point searched exactly, only an epoch's queries searched exactly, and these by the index of `NeighborSearch`.
 
-A part of `benchmarks/bench.py`, which runs it. It also writes benchmarks/sampling.csv, with recall and memory, which nbs/08_sampling.ipynb draws; a process for each size, so that its memory is its own.
+A part of `benchmarks/bench.py`, which runs it. It also writes benchmarks/sampling.csv, with recall and memory, which nbs/02_sampling.ipynb draws; a process for each size, so that its memory is its own.
 The points lie on a curved sheet of 16 dimensions in 128, in groups of 12, with noise off the sheet: harder for an index than separate clusters, easier than noise alone. Exact search is timed on 4,096 queries and
 multiplied. Of every point 99 neighbours are asked, since a batch of 100 may need them all; of queries 25, since these are searched again in the rare case that 25 are not enough. An epoch has a query for each 5 points.
 """

@@ -12,7 +12,7 @@ from plm.params import TrainParams, load_params
 from plm.training import save_state
 
 ROOT = Path(__file__).parent.parent
-OURS, PARAMS = ROOT/'ablations/params.yaml', ROOT/'params.yaml'
+OURS, PARAMS = ROOT/'pipelines/ablations/params.yaml', ROOT/'params.yaml'
 SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=1, batch_size=10)
 FULL = replace(load_params(PARAMS).method['plm'], n_proxies=4, m=2)
 

@@ -172,7 +172,7 @@ def test_no_machine_paths_and_no_registries():
 
 def test_a_stage_depends_on_what_its_notebook_imports():
     "All modules of plm but `params` (DVC watches the values) and, where nothing else of it is used, `training` for `write_log` and `plots` for what is drawn and not kept."
-    stages = {f'{file}:{name}': stage for file in ('dvc.yaml', 'ablations/dvc.yaml', 'namr/dvc.yaml', 'photos/dvc.yaml') for name, stage in yaml.safe_load((ROOT/file).read_text())['stages'].items()}
+    stages = {f'{file}:{name}': stage for file in ('dvc.yaml', 'pipelines/ablations/dvc.yaml', 'pipelines/namr/dvc.yaml', 'pipelines/photos/dvc.yaml') for name, stage in yaml.safe_load((ROOT/file).read_text())['stages'].items()}
     for name, stage in stages.items():
         notebook, = (dep for dep in stage['deps'] if dep.endswith('.ipynb'))
         source = ''.join(''.join(cell['source']) + '\n' for cell in json.loads((ROOT/notebook).read_text())['cells'])

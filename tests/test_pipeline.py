@@ -74,23 +74,23 @@ def toy(tmp_path_factory):
     ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '[0-9]*.ipynb')
     for folder in ('nbs', 'plm'): shutil.copytree(ROOT/folder, root/folder, ignore=ignore)
     (root/'.dvc').mkdir()
-    for folder in ('docs', 'ablations', 'namr'): (root/folder).mkdir()
-    for file in ('dvc.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore', 'ablations/dvc.yaml', 'namr/dvc.yaml'): shutil.copy(ROOT/file, root/file)
+    for folder in ('docs', 'pipelines/ablations', 'pipelines/namr'): (root/folder).mkdir()
+    for file in ('dvc.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore', 'pipelines/ablations/dvc.yaml', 'pipelines/namr/dvc.yaml'): shutil.copy(ROOT/file, root/file)
     stages = (root/'dvc.yaml').read_text().replace('runs/notebooks/toy.ipynb\n    deps', 'runs/notebooks/toy.ipynb -p steps 4 -p n_seeds 1\n    deps')
     assert '-p n_seeds 1' in stages
     (root/'dvc.yaml').write_text(stages)
     (root/'docs/ablation.csv').write_text('dataset,study,setting,seed,metric,value\nomniglot,m,2,0,recall_at_1,0.5\n')
     (root/'docs/ablation.json').write_text('{"omniglot": {}}\n')
-    (root/'ablations/params.yaml').write_text(yaml.safe_dump(dict(epochs=1, workers=2, studies={'m': [2, 3], 'parts': {'full': {}, 'no subset selection': {'T': None}}})))
+    (root/'pipelines/ablations/params.yaml').write_text(yaml.safe_dump(dict(epochs=1, workers=2, studies={'m': [2, 3], 'parts': {'full': {}, 'no subset selection': {'T': None}}})))
     (root/'docs/namr.csv').write_text('dataset,loss,variant,seed,metric,value\n' + ''.join(f'toy,triplet,{v},{s},{m},0.{s + 5}\n' for v in ('plain', 'wide', 'namr') for s in (0, 1) for m in ('recall_at_1', 'map_at_r')))
     (root/'docs/index.csv').write_text('dataset,vectors,embedding,index,setting,metric,value\n' + ''.join(f'toy,9,{e},Flat,Flat,{m},1\n' for e in ('sample', 'NAMR')
                                        for m in ('build_seconds', 'index_bytes', 'bytes_per_vector', 'recall_at_10', 'queries_per_second')))
-    namr = yaml.safe_load((ROOT/'namr/params.yaml').read_text()) | dict(seeds=[3, 4], workers=2)
+    namr = yaml.safe_load((ROOT/'pipelines/namr/params.yaml').read_text()) | dict(seeds=[3, 4], workers=2)
     namr['train'] |= dict(dim=32, epochs=1, batch_size=20, per_class=5)
     namr['structure'] |= dict(C=5, margin=0.02)
     namr['unsupervised'] |= dict(epochs=1)
     namr['losses'] = {'triplet': namr['losses']['triplet']}
-    (root/'namr/params.yaml').write_text(yaml.safe_dump(namr))
+    (root/'pipelines/namr/params.yaml').write_text(yaml.safe_dump(namr))
     params = yaml.safe_load((ROOT/'params.yaml').read_text())
     params.update(dataset='glyphs', methods=list(METHODS), seeds=list(SEEDS), device='cpu')
     glyphs = params['glyphs']
@@ -190,8 +190,8 @@ def test_a_constant_reruns_what_depends_on_it(toy, tmp_path):
 def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
     own = toy.copy(tmp_path/'toy')
     assert not (own.root/'results/ablation.csv').exists() and 'None have been run on glyphs' in (own.root/'results/report.html').read_text()
-    assert own.would_run('ablations/dvc.yaml') == ['ablations/dvc.yaml:ablate'] # data and pre-training are there
-    own.ok('dvc', 'repro', 'ablations/dvc.yaml')
+    assert own.would_run('pipelines/ablations/dvc.yaml') == ['pipelines/ablations/dvc.yaml:ablate'] # data and pre-training are there
+    own.ok('dvc', 'repro', 'pipelines/ablations/dvc.yaml')
     rows = list(csv.DictReader(open(own.root/'results/ablation.csv')))
     assert list(rows[0]) == ['dataset', 'study', 'setting', 'seed', 'metric', 'value'] and len(rows) == 4*len(SEEDS)*4
     assert {(r['study'], r['setting']) for r in rows} == {('m', '2'), ('m', '3'), ('parts', 'full'), ('parts', 'no subset selection')} and {r['dataset'] for r in rows} == {'glyphs'}
@@ -200,7 +200,7 @@ def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
     own.ok('python', '-c', 'from plm.ablation import publish; publish()') # as `make ablations` does
     kept = list(csv.DictReader(open(own.root/'docs/ablation.csv')))
     assert kept[1:] == rows and kept[0]['dataset'] == 'omniglot' # of another data set: left alone
-    assert own.would_run('ablations/dvc.yaml') == [] and own.would_run() == ['report']
+    assert own.would_run('pipelines/ablations/dvc.yaml') == [] and own.would_run() == ['report']
     own.ok('dvc', 'repro')
     page = (own.root/'results/report.html').read_text()
     assert 'Study: m' in page and 'Study: parts' in page and 'None have been run' not in page and 'with other constants' not in page
@@ -212,7 +212,7 @@ def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
 def test_namr_runs_when_asked_and_finds_its_place(toy, tmp_path):
     own = toy.copy(tmp_path/'toy')
     stages = [f'{s}@{d}' for s in ('prepare', 'train') for d in ('glyphs', 'omniglot')] + ['evaluate-namr', 'index']
-    assert {line.split()[0].removeprefix('namr/dvc.yaml:') for line in own.ok('dvc', 'stage', 'list', 'namr/dvc.yaml').out.splitlines()} == set(stages) and own.would_run() == []
+    assert {line.split()[0].removeprefix('pipelines/namr/dvc.yaml:') for line in own.ok('dvc', 'stage', 'list', 'pipelines/namr/dvc.yaml').out.splitlines()} == set(stages) and own.would_run() == []
     for stage in ('namr_prepare', 'namr_train'): own.ok(*own.notebook(stage, stage, dataset='glyphs'))
     own.ok(*own.notebook('namr_evaluate', 'namr_evaluate'), '-y', 'datasets: [glyphs]')
     rows = list(csv.DictReader(open(own.root/'results/namr.csv')))

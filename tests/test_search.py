@@ -35,8 +35,8 @@ def encoder(): return encoder_of(TINY).eval()
 
 
 def params(path, **change):
-    "photos/params.yaml with a small network and a few entries changed: train__dim=8."
-    p = yaml.safe_load((ROOT/'photos/params.yaml').read_text()) | dict(device='cpu', side=40)
+    "pipelines/photos/params.yaml with a small network and a few entries changed: train__dim=8."
+    p = yaml.safe_load((ROOT/'pipelines/photos/params.yaml').read_text()) | dict(device='cpu', side=40)
     p['train'] |= dict(backbone='resnet18', weights='none', dim=8, crop=32, epochs=2, batch_size=10)
     p['plm'] |= dict(n_proxies=5)
     for name, value in change.items():
@@ -89,7 +89,7 @@ def test_mistakes_in_the_constants_are_named(tmp_path, change, message):
     with pytest.raises(ValueError, match=re.escape(message)): load_photos(params(tmp_path/'params.yaml', **change))
 
 
-def test_the_constants_are_read(): assert load_photos(ROOT/'photos/params.yaml').train.weights == 'imagenet'
+def test_the_constants_are_read(): assert load_photos(ROOT/'pipelines/photos/params.yaml').train.weights == 'imagenet'
 
 
 def test_a_batch_is_no_larger_than_the_folder(tmp_path):
@@ -279,10 +279,10 @@ def project(tmp_path_factory):
     root, home = top/'plm repository', top/'home'
     for name in ('plm', 'nbs/pipeline'): shutil.copytree(ROOT/name, root/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
     (root/'photos').mkdir()
-    for name in ('photos/dvc.yaml', 'Makefile', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore', 'params.yaml'):
+    for name in ('pipelines/photos/dvc.yaml', 'Makefile', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore', 'params.yaml'):
         (root/name).parent.mkdir(exist_ok=True); shutil.copy(ROOT/name, root/name)
     home.mkdir()
-    params(root/'photos/params.yaml')
+    params(root/'pipelines/photos/params.yaml')
     for i in range(12):
         (top/"my photos"/'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
         picture(i).save(top/"my photos"/'ab'[i % 2]/f"it's {i:02}.png")
@@ -295,7 +295,7 @@ def project(tmp_path_factory):
     return root, top/'my photos', make, run
 
 
-def stages(p): return re.findall(r"^Running stage 'photos/dvc.yaml:(.*)'", p.stdout, re.M)
+def stages(p): return re.findall(r"^Running stage 'pipelines/photos/dvc.yaml:(.*)'", p.stdout, re.M)
 
 
 def test_one_command_makes_a_search(project):
@@ -309,12 +309,12 @@ def test_one_command_makes_a_search(project):
     rows = list(csv.DictReader(open(root/'results/photos/recall.csv')))
     assert [r['embedding'] for r in rows] == ['backbone', 'before', 'after PLM'] and all(0 <= float(r['recall_at_1']) <= 1 for r in rows)
     assert 'broken.jpg' in (root/'results/photos/index.html').read_text()
-    assert str(folder) not in (root/'photos/dvc.lock').read_text() # what goes into git tells nothing of the machine
+    assert str(folder) not in (root/'pipelines/photos/dvc.lock').read_text() # what goes into git tells nothing of the machine
     assert not list((root/'scratch').rglob('*.pt')) and not list((root/'runs').rglob('*.part'))
 
     def would_run():
         choose_photos(folder, chosen_photos(root/'runs/photos').labels_csv, root/'runs/photos') # as make does first
-        return stages(run('dvc', 'repro', '--dry', 'photos/dvc.yaml'))
+        return stages(run('dvc', 'repro', '--dry', 'pipelines/photos/dvc.yaml'))
     assert would_run() == [] # nothing has changed
     (folder.parent/'labels.csv').write_text("file,label\na/it's 00.png,x\nb/it's 01.png,x\nb/it's 03.png,y\n")
     choose_photos(folder, folder.parent/'labels.csv', root/'runs/photos')
@@ -324,7 +324,7 @@ def test_one_command_makes_a_search(project):
 
 
 def test_training_depends_on_the_pixels_alone():
-    deps = yaml.safe_load((ROOT/'photos/dvc.yaml').read_text())['stages']['train-photos']['deps']
+    deps = yaml.safe_load((ROOT/'pipelines/photos/dvc.yaml').read_text())['stages']['train-photos']['deps']
     assert [d for d in deps if d.startswith('runs/')] == ['runs/photos/data/images.npy'] # neither names nor labels
 
 

@@ -19,7 +19,7 @@ from plm.training import PLM, fit, load_state, save_state
 import reference_namr as slow
 
 ROOT = Path(__file__).parent.parent
-OURS = ROOT/'namr/params.yaml'
+OURS = ROOT/'pipelines/namr/params.yaml'
 LABELS = torch.arange(40)//5
 IMAGES = torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8, generator=generator_at('images'))
 CONSTANTS = {'triplet': MetricParams(1e-3, 0.1, None, None, 1.), 'contrastive': MetricParams(1e-3, 1., None, None, 1.), 'multi-similarity': MetricParams(1e-3, 0.1, 2., None, 1.),
