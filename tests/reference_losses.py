@@ -1,4 +1,6 @@
-"""The slow twin of `plm.losses`: METHOD A6, pair by pair, in float64; the pieces come from `reference_manifold`, the similarities from `reference_similarity`."""
+"""The slow twin of `plm.losses`: section 6 of docs/method.md pair by pair, in float64.
+
+The pieces come from `reference_manifold`, the similarities from `reference_similarity`."""
 import math
 import torch
 import reference_manifold, reference_similarity
@@ -41,35 +43,32 @@ def neighborhood_term(t, rho, basis, s, n_near=5):
     return total/len(rho)
 
 
-def binary(x, centers, basis, T):
-    "(N, P): 1 where the piece keeps at least T of the squared distance of the point."
-    s = torch.zeros(len(x), len(centers), dtype=torch.float64)
-    for i in range(len(x)):
-        for j in range(len(centers)):
-            delta = x[i].double() - centers[j].double()
-            along = basis[j].double().T @ delta
+def binary(x, points, basis, T):
+    "(P, N): 1 where the piece keeps at least T of the squared distance of the point."
+    s = torch.zeros(len(points), len(x), dtype=torch.float64)
+    for i in range(len(points)):
+        for j in range(len(x)):
+            delta = x[j].double() - points[i].double()
+            along = basis[i].double().T @ delta
             s[i, j] = float(along @ along >= T*(delta @ delta))
     return s
 
 
-def binary_plm_loss(z, t, rho, basis, m, T, n_alpha, n_beta, delta):
-    "All terms with the binary similarity of the paper's ablation."
+def binary_plm_loss(z, t, rho, rho_basis, m, T, delta):
+    "Both terms that move the encoder, with the binary similarity of the paper's ablation."
     z, t = z.double(), t.double()
-    pieces, members = reference_manifold.manifold(t, m, T)
-    s = (binary(t, rho, basis, T) + binary(rho, t, pieces, T).T)/2
-    return {'point': point_term(z, (members.double() + members.T)/2, delta), 'proxy': proxy_term(z, rho, s, delta),
-            'neighborhood': plm_loss(z, t, rho, basis, m, T, n_alpha, n_beta, delta)['neighborhood']}
+    basis, members = reference_manifold.manifold(t, m, T)
+    s = (binary(rho, t, basis, T) + binary(t, rho, rho_basis, T).T)/2
+    return {'point': point_term(z, (members.double() + members.T)/2, delta), 'proxy': proxy_term(z, rho, s, delta)}
 
 
-def plm_loss(z, t, rho, basis, m, T, n_alpha, n_beta, delta):
+def plm_loss(z, t, rho, rho_basis, m, T, n_alpha, n_beta, delta):
     "All terms; `rho` None: no proxies."
     z, t = z.double(), t.double()
-    pieces, _ = reference_manifold.manifold(t, m, T)
-    terms = {'point': point_term(z, reference_similarity.piecewise_linear_similarity(t, pieces, n_alpha, n_beta), delta)}
+    basis, _ = reference_manifold.manifold(t, m, T)
+    terms = {'point': point_term(z, reference_similarity.similarity(t, basis, t, basis, n_alpha, n_beta), delta)}
     if rho is not None:
-        into_proxies = reference_similarity.directed_similarity(t, rho, basis, n_alpha, n_beta)
-        into_points = reference_similarity.directed_similarity(rho, t, pieces, n_alpha, n_beta)
-        s = (into_proxies + into_points.T)/2
+        s = reference_similarity.similarity(t, basis, rho, rho_basis, n_alpha, n_beta)
         terms['proxy'] = proxy_term(z, rho, s, delta)
-        terms['neighborhood'] = neighborhood_term(t, rho, basis, s)
+        terms['neighborhood'] = neighborhood_term(t, rho, rho_basis, s)
     return terms

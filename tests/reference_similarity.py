@@ -1,26 +1,27 @@
-"""The slow twin of `plm.similarity`: METHOD A4 pair by pair, in float64."""
+"""The slow twin of `plm.similarity`: section 4 of docs/method.md pair by pair, in float64. A row is a piece, a column a point."""
 import torch
 
 
-def directed(x, center, basis, n_alpha, n_beta):
-    "s'(x, center) for one point and one piece."
-    delta = x - center
+def piecewise_linear(x, point, basis, n_alpha, n_beta):
+    "s'(x, point of the piece) for one point and one piece."
+    delta = x - point
     along = basis.T @ delta
     off = delta - basis @ along
-    alpha = (1 + off.norm() / 2) ** -n_alpha
-    beta = (1 + along.norm()) ** -n_beta
-    return alpha * beta
+    return (1 + off.norm()/2)**-n_alpha * (1 + along.norm())**-n_beta
 
 
-def directed_similarity(x, centers, basis, n_alpha, n_beta):
-    x, centers, basis = x.double(), centers.double(), basis.double()
-    return torch.stack([torch.stack([directed(a, c, P, n_alpha, n_beta) for c, P in zip(centers, basis)]) for a in x])
+def directed(x, points, basis, n_alpha, n_beta):
+    "(P, N)"
+    x, points, basis = x.double(), points.double(), basis.double()
+    return torch.stack([torch.stack([piecewise_linear(a, c, P, n_alpha, n_beta) for a in x]) for c, P in zip(points, basis)])
 
 
-def piecewise_linear_similarity(t, basis, n_alpha, n_beta):
-    t, basis, B = t.double(), basis.double(), len(t)
-    s = torch.zeros(B, B, dtype=torch.float64)
-    for i in range(B):
-        for j in range(B):
-            s[i, j] = (directed(t[i], t[j], basis[j], n_alpha, n_beta) + directed(t[j], t[i], basis[i], n_alpha, n_beta)) / 2
+def similarity(a, a_basis, b, b_basis, n_alpha, n_beta):
+    "(A, B): the mean of both directions."
+    a, a_basis, b, b_basis = (x.double() for x in (a, a_basis, b, b_basis))
+    s = torch.zeros(len(a), len(b), dtype=torch.float64)
+    for i in range(len(a)):
+        for j in range(len(b)):
+            s[i, j] = (piecewise_linear(b[j], a[i], a_basis[i], n_alpha, n_beta)
+                       + piecewise_linear(a[i], b[j], b_basis[j], n_alpha, n_beta))/2
     return s

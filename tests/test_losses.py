@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from plm.core import generator_at
 from plm.losses import PLMLoss, distance_regression, distances, neighborhood_loss
+from plm.manifold import Pieces, PiecewiseLinearManifold
 from plm.proxies import Proxies
-from plm.similarity import squared_lengths
+from plm.similarity import Binary, PiecewiseLinear
 import reference_losses as reference
 
 
@@ -39,26 +40,6 @@ def test_regression_of_one_pair():
     assert distance_regression(at(0.), at(2., 1., 0.), torch.tensor([[0., 0.5, 1.]]), 2.) == 0 # similarity 0 asks for δ, 1 for no distance
 
 
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-9), (torch.float32, 2e-5)])
-@pytest.mark.parametrize('copies', [False, True])
-def test_the_gradient_by_hand_is_that_of_autograd(dtype, tolerance, copies):
-    z, rho = unit(12, 5, copies=copies, dtype=dtype).requires_grad_(), unit(7, 5, 'rho', dtype=dtype)
-    rho[0] = z[0].detach()
-    rho.requires_grad_()
-    s = torch.rand(12, 12, generator=generator_at(0), dtype=dtype)
-    s = (s + s.T)/2
-    point = (1.4*(1 - s) - distances(z, z)).square().fill_diagonal_(0).sum()/(12*11)
-    proxy = (1.4*(1 - s[:, :7]) - distances(z, rho)).square().mean()
-    by_hand = distance_regression(z, None, s, 1.4), distance_regression(z, rho, s[:, :7], 1.4)
-    for mine, plain in zip(by_hand, (point, proxy)):
-        torch.testing.assert_close(mine, plain, rtol=tolerance, atol=tolerance)
-        for g, h in zip(grads(3*mine, z, rho), grads(3*plain, z, rho)):
-            assert (g is None) == (h is None)
-            if g is not None: torch.testing.assert_close(g, h, rtol=tolerance, atol=tolerance)
-    only = torch.autograd.grad(distance_regression(z.detach(), rho, s[:, :7], 1.4), rho)[0] # where the points carry no gradient
-    torch.testing.assert_close(only, grads(proxy, rho)[0], rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_gradients_are_finite_where_points_coincide(dtype):
     "The root has an infinite slope at 0; several copies, copies that differ by rounding, and all in one place."
@@ -66,7 +47,8 @@ def test_gradients_are_finite_where_points_coincide(dtype):
         for z in (z, z.flip(0)):
             z = z.clone().requires_grad_()
             d = distances(z, z)
-            (distance_regression(z, None, torch.zeros_like(d.detach()), 2.) + distance_regression(z, z.detach(), torch.zeros_like(d.detach()), 2.) + d.sum()).backward()
+            zero = torch.zeros_like(d.detach())
+            (distance_regression(z, None, zero, 2.) + distance_regression(z, z.detach(), zero, 2.) + d.sum()).backward()
             assert torch.isfinite(d).all() and torch.isfinite(z.grad).all()
             same = (z[:, None] == z).all(2)
             assert (d[same] == 0).all() and d.min() >= 0
@@ -83,7 +65,7 @@ def test_gradient_of_distances_is_that_of_the_formula():
     assert torch.autograd.gradcheck(distances, (a, b))
 
 
-def near_loss(t, rho, basis, s, *n_near): return neighborhood_loss(*squared_lengths(t, rho, basis), s, *n_near)
+def near_loss(t, rho, basis, s, *n_near): return neighborhood_loss(t, Pieces(rho, basis), s, *n_near)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -110,7 +92,10 @@ def test_neighborhood_loss_knows_its_extremes():
 
 def make(n_proxies, d, m, seed, T=0.9, dtype=torch.float64, **options):
     proxies = Proxies(n_proxies, d, m, (seed,)).to(dtype) if n_proxies else None
-    return PLMLoss(proxies, m, T, **options)
+    return PLMLoss(proxies, PiecewiseLinearManifold(m, T), **options)
+
+
+def placed(proxies): return proxies().points.detach(), proxies().basis.detach()
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -120,10 +105,10 @@ def test_the_whole_loss_is_the_double_loop(B, n_proxies, d, m, T, n_alpha, n_bet
     m = min(m, d)
     B = max(B, m + 1)
     z, t = unit(B, d, seed, copies=copies).requires_grad_(), unit(B, d, seed, 't', copies=copies)
-    loss = make(n_proxies, d, m, seed, T, n_alpha=n_alpha, n_beta=n_beta, delta=delta)
+    loss = make(n_proxies, d, m, seed, T, similarity=PiecewiseLinear(n_alpha, n_beta), delta=delta)
     if copies and n_proxies: loss.proxies.place(t, generator_at(seed)) # proxies on points
     terms = loss(z, t)
-    rho, basis = (x.detach() for x in loss.proxies()) if n_proxies else (None, None)
+    rho, basis = placed(loss.proxies) if n_proxies else (None, None)
     expected = reference.plm_loss(z.detach(), t, rho, basis, m, T, n_alpha, n_beta, delta)
     assert list(terms) == list(expected)
     for name in terms: assert abs(terms[name].item() - expected[name]) < 1e-5, name
@@ -136,22 +121,40 @@ def test_the_whole_loss_is_the_double_loop(B, n_proxies, d, m, T, n_alpha, n_bet
 def test_the_binary_loss_is_the_double_loop(B, n_proxies, d, m, T, seed):
     m = min(m, d)
     z, t = unit(B, d, seed), unit(B, d, seed, 't')
-    loss = make(n_proxies, d, m, seed, T, similarity='binary', delta=1.3)
-    terms, expected = loss(z, t), reference.binary_plm_loss(z, t, *(x.detach() for x in loss.proxies()), m, T, 3, 0.5, 1.3)
-    assert list(terms) == list(expected)
-    for name in terms: assert abs(terms[name].item() - expected[name]) < 1e-5, name
+    loss = make(n_proxies, d, m, seed, T, similarity=Binary(T), delta=1.3)
+    terms, expected = loss(z, t), reference.binary_plm_loss(z, t, *placed(loss.proxies), m, T, 1.3)
+    assert list(terms) == [*expected, 'neighborhood'] and torch.isfinite(terms['neighborhood'])
+    for name in expected: assert abs(terms[name].item() - expected[name]) < 1e-5, name
 
 
-def test_a_piece_visits_no_more_than_it_may():
+def test_only_the_wanted_terms_are_computed(monkeypatch):
     z, t = unit(12, 6, 'z'), unit(12, 6, 't')
-    few, all_ = PLMLoss(m=2, T=None, visit=4), PLMLoss(m=2, T=None)
-    assert (few.manifold(t).members.sum(1) == 5).all() and all_.manifold(t).members.all()
-    assert few(z, t)['point'] != all_(z, t)['point']
+    full = make(4, 6, 2, 0)(z, t)
+    for terms in (['point'], ['proxy'], ['neighborhood', 'point'], ['proxy', 'neighborhood']):
+        found = make(4, 6, 2, 0, terms=terms)(z, t)
+        assert list(found) == [name for name in full if name in terms]
+        for name in found: assert torch.equal(found[name], full[name])
+    only = make(4, 6, 2, 0, terms=['point'])
+    monkeypatch.setattr(only.proxies, 'forward', None) # would be an error, if it were asked
+    only(z, t)
 
 
-@pytest.mark.parametrize('options, words', [(dict(similarity='binary', T=None), 'Set T'), (dict(similarity='binry'), "unknown similarity 'binry'"), (dict(visit=2), 'k must be at least m=3')])
-def test_options_that_are_refused(options, words):
-    with pytest.raises(ValueError, match=words): PLMLoss(**options)
+@pytest.mark.parametrize('n_proxies, terms, words', [
+    (0, ['proxy'], 'would not train the encoder without proxies'), (4, ['neighborhood'], 'would not train the encoder'),
+    (4, [], 'would not train'), (4, ['points'], "unknown term 'points'.*'point'")])
+def test_terms_that_are_refused(n_proxies, terms, words):
+    with pytest.raises(ValueError, match=words): make(n_proxies, 6, 2, 0, terms=terms)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_and_autocast_count_as_float32(dtype):
+    z, t = unit(20, 16, 'z', dtype=dtype).requires_grad_(), unit(20, 16, 't', dtype=dtype)
+    loss = make(6, 16, 3, 0, dtype=torch.float32)
+    with torch.autocast('cpu', torch.bfloat16): terms = loss(z, t)
+    expected = loss(z.float(), t.float())
+    for name in expected: assert terms[name].dtype == torch.float32 and torch.equal(terms[name], expected[name])
+    sum(terms.values()).backward()
+    assert z.grad.dtype == dtype and torch.isfinite(z.grad).all()
 
 
 @pytest.mark.parametrize('scale', ['one place', 'two places', 'nearly one place'])
@@ -221,7 +224,7 @@ def test_float32_and_float64_agree():
     (torch.ones(5, 3), torch.ones(4, 3), r'same shape.*\(5, 3\) and \(4, 3\)'), (torch.ones(5), torch.ones(5), r'\(B, d\)'),
     (torch.ones(2, 3), torch.ones(2, 3), 'B=2.*m=2')])
 def test_batches_that_are_refused(z, t, words):
-    with pytest.raises(ValueError, match=words): PLMLoss(m=2)(z, t)
+    with pytest.raises(ValueError, match=words): PLMLoss(manifold=PiecewiseLinearManifold(2))(z, t)
 
 
 @pytest.mark.parametrize('delta', [0, -1, float('nan')])
