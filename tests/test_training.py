@@ -1,476 +1,82 @@
-"The one loop: repeatable, interruptible, fair, and clear about what went wrong."
-import copy, csv, re
-from dataclasses import replace
-from pathlib import Path
-import numpy as np, pytest, torch
-from plm import sampling, training
-from plm.core import generator_at
+"The contract of a method, and what the loop says when it cannot go on."
+import pytest, torch
+from plm.core import Constants, generator_at
 from plm.encoder import Encoder
-from plm.params import PLMParams, PretrainedParams, PretrainParams, SimCLRParams, STMLParams, TrainParams
-from plm.sampling import NeighborhoodBatches
-from plm.training import describe_pieces, encoder_of, fingerprint, load_state, pretrain, save_state, train, write_log
-
-CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
-             'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
-             'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9,
-                              visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain', refresh='full')}
-SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=3, batch_size=24)
-
-
-def pictures(n, *address): return torch.randint(0, 256, (n, 1, 24, 24), generator=generator_at('pictures', n, *address), dtype=torch.uint8)
-
-
-IMAGES, VAL = pictures(50), (pictures(12, 'val'), torch.arange(12) % 4)
-PRINTS, LABELS = pictures(20, 'source'), torch.arange(20) % 5
-SUPERVISED = PretrainParams(epochs=3, batch_size=8, lr=1e-2, temperature=0.1, augment=0.5)
-PIECES, PROXIES = {'piece_size', 'piece_purity', 'piece_quality'}, {'proxy_moved', 'proxy_used', 'proxy_distance'}
-by_method = pytest.mark.parametrize('name', CONSTANTS)
-
-
-def start(): return Encoder('convnet', 8)
-
-
-def run(name, scratch, seed=0, shared=SHARED, images=IMAGES, **changes):
-    "Encoder and log of a whole run from the same start."
-    encoder = start()
-    return encoder, train(name, encoder, images, VAL, shared, replace(CONSTANTS[name], **changes), seed, scratch)
-
-
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-@pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
-    "Method -> encoder and log of a run that nobody interrupted; each is trained once."
-    return {name: run(name, tmp_path_factory.mktemp('undisturbed')) for name in CONSTANTS}
-
-
-@by_method
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(name, tmp_path, undisturbed):
-    encoder, log = undisturbed[name]
-    torch.manual_seed(123) # nobody asks the global generator
-    again, log_again = run(name, tmp_path)
-    assert same(encoder, again) and log == log_again
-    other, log_other = run(name, tmp_path, seed=1)
-    assert not same(encoder, other) and log_other != log
-    assert not list(tmp_path.iterdir()) # a finished run leaves nothing behind
-
-
-@by_method
-def test_training_moves_the_encoder_and_tells_about_it(name, undisturbed):
-    encoder, log = undisturbed[name]
-    assert not same(encoder, start())
-    assert [row['epoch'] for row in log] == [0, 1, 2, 3] and [row['images_seen'] for row in log] == [0, 48, 96, 144]
-    assert 'loss' not in log[0] and all(0 <= row['val_recall_at_1'] <= 1 for row in log)
-    terms = {'simclr': {'nt_xent'}, 'stml': {'contrastive', 'contrastive_wide', 'distillation'}, 'plm': {'point', 'proxy', 'neighborhood'}}[name]
-    for row in log[1:]:
-        assert row.keys() == {'epoch', 'images_seen', 'val_recall_at_1', 'loss'} | terms | (PIECES | PROXIES if name == 'plm' else set())
-        assert abs(row['loss'] - sum(row[t] for t in terms)) < 1e-4
-    assert log[-1]['loss'] < log[1]['loss']
-
-
-@by_method
-@pytest.mark.parametrize('steps', [1, 2, 3, 6]) # in the first epoch, at its end, in the second epoch, at the very last step
-def test_an_interrupted_run_ends_as_if_nothing_had_happened(name, steps, tmp_path, undisturbed, monkeypatch, capsys):
-    kind, done = training._CLASSES[name], []
-    original = kind.after_step
-
-    def after_step(self):
-        original(self)
-        done.append(1)
-        if len(done) == steps: raise KeyboardInterrupt
-
-    with monkeypatch.context() as m:
-        m.setattr(kind, 'after_step', after_step)
-        with pytest.raises(KeyboardInterrupt): run(name, tmp_path)
-    finished = (steps - 1)//2 # two steps an epoch
-    assert len(list(tmp_path.iterdir())) == (finished > 0)
-    capsys.readouterr()
-    with monkeypatch.context() as m:
-        count = []
-        m.setattr(kind, 'after_step', lambda self: (original(self), count.append(1)))
-        encoder, log = run(name, tmp_path)
-    assert len(count) == 6 - 2*finished # what was done is not done again
-    assert (f'resuming after epoch {finished} of 3' in capsys.readouterr().out) == (finished > 0)
-    assert same(encoder, undisturbed[name][0]) and log == undisturbed[name][1]
-    assert not list(tmp_path.iterdir())
-
-
-@by_method
-def test_a_run_killed_between_two_epochs_can_be_killed_again(name, tmp_path, undisturbed, monkeypatch):
-    save = training.save_state
-    def and_die(state, path): save(state, path); raise KeyboardInterrupt
-    monkeypatch.setattr(training, 'save_state', and_die)
-    for _ in range(3):
-        with pytest.raises(KeyboardInterrupt): run(name, tmp_path)
-    monkeypatch.setattr(training, 'save_state', lambda *_: pytest.fail('there is nothing left to do'))
-    encoder, log = run(name, tmp_path) # all epochs are done, only the goodbye was missing
-    assert same(encoder, undisturbed[name][0]) and log == undisturbed[name][1]
-
-
-@by_method
-def test_every_method_has_the_same_budget(name, tmp_path):
-    "Images through the trained backbone in training mode, as `images_seen` tells them; momentum encoders and the curve are not counted."
-    encoder, seen = start(), []
-    encoder.backbone.register_forward_hook(lambda module, inputs, _: seen.append(len(inputs[0])) if module is encoder.backbone and module.training else None)
-    log = train(name, encoder, IMAGES, VAL, SHARED, CONSTANTS[name], 0, tmp_path)
-    assert seen == [24]*6 and sum(seen) == log[-1]['images_seen']
-
-
-def interrupted(name, scratch, monkeypatch, **changes):
-    "Leave a state behind after the first epoch."
-    save = training.save_state
-    def and_die(state, path): save(state, path); raise KeyboardInterrupt
-    with monkeypatch.context() as m:
-        m.setattr(training, 'save_state', and_die)
-        with pytest.raises(KeyboardInterrupt): run(name, scratch, **changes)
-    return next(scratch.iterdir())
-
-
-@pytest.mark.parametrize('changes', [dict(temperature=0.2), dict(seed=1), dict(images=pictures(50, 'others')), dict(shared=replace(SHARED, epochs=4))])
-def test_the_state_of_another_run_is_left_alone(changes, tmp_path, undisturbed, monkeypatch, capsys):
-    file = interrupted('simclr', tmp_path, monkeypatch, **changes)
-    before = file.read_bytes()
-    encoder, _ = run('simclr', tmp_path)
-    assert 'resuming' not in capsys.readouterr().out
-    assert same(encoder, undisturbed['simclr'][0]) and file.read_bytes() == before
-
-
-def test_other_start_weights_are_another_run(tmp_path, monkeypatch, capsys):
-    interrupted('simclr', tmp_path, monkeypatch)
-    train('simclr', Encoder('convnet', 8, (9,)), IMAGES, VAL, SHARED, CONSTANTS['simclr'], 0, tmp_path)
-    assert 'resuming' not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('damage', [lambda b: b[:len(b)//2], lambda b: b'', lambda b: b'not a state'])
-def test_a_damaged_state_is_named(damage, tmp_path, monkeypatch):
-    file = interrupted('simclr', tmp_path, monkeypatch)
-    file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(ValueError, match=f'{file.name} cannot be read as a saved state.*Delete it'): run('simclr', tmp_path)
-
-
-def test_no_training_at_all(tmp_path):
-    encoder = start()
-    log = train('pretrained', encoder, IMAGES, VAL, SHARED, PretrainedParams(), 0, tmp_path)
-    assert same(encoder, start()) and len(log) == 1 and log[0]['epoch'] == log[0]['images_seen'] == 0
-    assert not list(tmp_path.iterdir())
-
-
-@by_method
-def test_too_few_images(name, tmp_path):
-    with pytest.raises(ValueError, match='there are 23 train images, fewer than train.batch_size = 24'): run(name, tmp_path, images=IMAGES[:23])
-
-
-@by_method
-def test_just_enough_images(name, tmp_path):
-    assert run(name, tmp_path, images=IMAGES[:24], shared=replace(SHARED, epochs=1))[1][-1]['images_seen'] == 24
-
-
-def test_a_wrong_name(tmp_path):
-    with pytest.raises(ValueError, match="unknown method 'smtl'.*'stml'"): train('smtl', start(), IMAGES, VAL, SHARED, None, 0, tmp_path)
-
-
-@by_method
-def test_a_loss_that_is_not_finite_stops_the_run(name, tmp_path, monkeypatch):
-    kind = training._CLASSES[name]
-    original = kind.forward
-    monkeypatch.setattr(kind, 'forward', lambda *args: {k: v*float('nan') for k, v in original(*args).items()})
-    with pytest.raises(FloatingPointError, match='loss is nan in epoch 1.*learning rate'): run(name, tmp_path)
-
-
-@by_method
-def test_a_learning_rate_that_explodes_is_named(name, tmp_path):
-    with pytest.raises((FloatingPointError, ValueError), match='learning rate'): run(name, tmp_path, lr=float('inf'))
-
-
-def test_plm_without_proxies_and_without_selection(tmp_path):
-    _, log = run('plm', tmp_path, n_proxies=0, T=None)
-    assert log[-1].keys() == {'epoch', 'images_seen', 'val_recall_at_1', 'loss', 'point'} | PIECES and log[-1]['loss'] < log[1]['loss']
-    assert all(row['piece_size'] == 11 for row in log) # everybody else of the 12 val images
-
-
-def test_what_the_log_says_of_pieces_and_proxies(undisturbed):
-    log = undisturbed['plm'][1]
-    assert log[0]['proxy_moved'] == 0 and log[-1]['proxy_moved'] > log[1]['proxy_moved'] > 0
-    for row in log:
-        assert 0 < row['proxy_used'] <= 1 and row['proxy_used']*5 % 1 == pytest.approx(0) and 0 < row['proxy_distance'] < 2
-        assert 2 <= row['piece_size'] <= 11 and 0.9 - 1e-6 <= row['piece_quality'] <= 1 and 0 <= row['piece_purity'] <= 1
-
-
-def test_pieces_of_two_lines_are_pure_and_flat():
-    "Two orthogonal lines of a class each: the piece of a point is its line, whole and exactly."
-    line = torch.linspace(1, 2, 10)[:, None]
-    z = torch.cat([line*torch.eye(3)[:1] , line*torch.eye(3)[1:2] + 9])
-    found = describe_pieces(z, torch.arange(20)//10, replace(CONSTANTS['plm'], m=1), 20, n_batches=1)
-    assert found == {'piece_size': 9, 'piece_purity': 1, 'piece_quality': pytest.approx(1)}
-    assert describe_pieces(z[:3], torch.arange(3)//2, CONSTANTS['plm'], 20) == {} # fewer than a group
-
-
-def test_the_log_says_how_well_an_index_finds_neighbours(tmp_path, undisturbed, monkeypatch):
-    class Indexed(training.PLM):
-        def batches(self, n, batch_size, seed): return NeighborhoodBatches(n, batch_size, self.k, seed, 2, exact_up_to=100, enough=0.)
-    monkeypatch.setitem(training._CLASSES, 'plm', Indexed)
-    log = run('plm', tmp_path, shared=replace(SHARED, epochs=2), images=pictures(700))[1]
-    assert 'neighbour_recall' not in log[0] and all(0 < row['neighbour_recall'] < 1 for row in log[1:])
-    assert not any('neighbour_recall' in row for _, rows in undisturbed.values() for row in rows) # an exact search has nothing to tell
-
-
-def test_each_term_can_be_left_out(tmp_path, undisturbed):
-    terms = ['point', 'proxy', 'neighborhood']
-    for left in (['point'], ['proxy'], ['point', 'neighborhood']):
-        encoder, log = run('plm', tmp_path, terms=left)
-        assert set(log[-1]) & set(terms) == set(left) and log[-1]['loss'] == pytest.approx(sum(log[-1][t] for t in left))
-        assert not same(encoder, undisturbed['plm'][0])
-    alone, _ = run('plm', tmp_path, n_proxies=0)
-    assert same(run('plm', tmp_path, terms=['point'])[0], alone) # proxies that pull at nothing might as well not be there
-
-
-def test_what_the_estimating_encoder_sees():
-    "Plain: the images as they are, whatever the augmentation; augmented: other views than the trained encoder's (PLM), the same (STML)."
-    for name in ('plm', 'stml'):
-        seen, drawn = {}, {}
-        for view in ('plain', 'augmented'):
-            method = training._CLASSES[name](start(), replace(CONSTANTS[name], view=view), 0)
-            slow = method.momentum if name == 'plm' else method.teacher
-            slow.register_forward_hook(lambda m, inputs, _: seen.__setitem__(view, inputs[0]))
-            views = []
-            def augment(images, g): views.append(images.float()/255 + 0.001*(len(views) + 1)); return views[-1]
-            method(IMAGES[:12], torch.arange(12), augment, None)
-            drawn[view] = views
-        assert torch.equal(seen['plain'], IMAGES[:12].float()/255)
-        if name == 'plm': assert len(drawn['plain']) == 1 and len(drawn['augmented']) == 2 and torch.equal(seen['augmented'], drawn['augmented'][1])
-        else: assert len(drawn['plain']) == len(drawn['augmented']) == 2 and torch.equal(seen['augmented'], torch.cat(drawn['augmented']))
-
-
-def test_val_labels_decide_nothing(tmp_path, undisturbed):
-    encoder = start()
-    log = train('plm', encoder, IMAGES, (VAL[0], VAL[1].flip(0) // 2), SHARED, CONSTANTS['plm'], 0, tmp_path)
-    assert same(encoder, undisturbed['plm'][0]) and log != undisturbed['plm'][1]
-
-
-@by_method
-def test_every_epoch_has_its_own_batches_and_views(name, tmp_path, monkeypatch):
-    kind, batches, views = training._CLASSES[name], [], []
-    original = kind.forward
-    def forward(self, images, index, augment, g):
-        assert torch.equal(images, IMAGES[index])
-        batches.append(tuple(index.tolist()))
-        views.append(g.initial_seed())
-        return original(self, images, index, augment, g)
-    monkeypatch.setattr(kind, 'forward', forward)
-    run(name, tmp_path)
-    assert len(set(batches)) == 6 and len(set(views)) == 3
-
-
-def test_proxies_begin_on_the_embeddings_of_the_train_images(tmp_path, monkeypatch):
-    given, begin = [], training.PLM.begin
-    monkeypatch.setattr(training.PLM, 'begin', lambda self, z, g: (given.append(z), begin(self, z, g)))
-    run('plm', tmp_path)
-    assert len(given) == 1 and torch.equal(given[0], training.embed(start(), IMAGES))
-
-
-def test_what_is_kept_is_what_the_steps_have_embedded(tmp_path, monkeypatch, undisturbed):
-    "By a dictionary: each image's last embedding by the momentum encoder, from the start or from the step that drew it last; batches are drawn, and proxies described, by how it stood when the epoch began or ended."
-    latest = dict(enumerate(training.embed(start(), IMAGES)))
-    drawn, given, told, batches, methods = [], [], [], [], []
-    forward, refresh, describe = training.PLM.forward, NeighborhoodBatches.refresh, training.PLM.describe
-    def step(self, images, index, augment, g):
-        drawn.append(index.tolist())
-        methods.append(self)
-        latest.update(zip(drawn[-1], self.momentum(images.float()/255)))
-        return forward(self, images, index, augment, g)
-    def stacked(): return torch.stack([latest[i] for i in range(len(IMAGES))])
-    def refreshed(self, z):
-        if len(z) != len(IMAGES): return refresh(self, z) # the pieces of val
-        given.append((z, stacked())) # no copy: steps must not change what batches are drawn by
-        epoch = NeighborhoodBatches(len(IMAGES), 24, 4)
-        epoch.set_epoch(self.epoch)
-        refresh(epoch, stacked())
-        batches.extend(epoch)
-        refresh(self, z)
-    with monkeypatch.context() as m:
-        m.setattr(sampling, '_block', 8) # searched for in the middle of the epoch, as with many images
-        for name, changed in (('forward', step), ('describe', lambda self, z: (told.append((z.clone(), stacked())), describe(self, z))[1])): m.setattr(training.PLM, name, changed)
-        m.setattr(NeighborhoodBatches, 'refresh', refreshed)
-        encoder, _ = run('plm', tmp_path, refresh='kept')
-    assert len(given) == 3 and len(told) == 4 and all(torch.equal(a, b) for a, b in given + told)
-    assert drawn == batches and torch.equal(methods[-1].kept, stacked())
-    for e in range(3): # the test has what it asks about: images drawn twice in an epoch, and not at all
-        seen = drawn[2*e] + drawn[2*e + 1]
-        assert len(set(seen)) < len(seen) and len(set(seen)) < len(IMAGES)
-    assert not same(encoder, undisturbed['plm'][0])
-
-
-def test_a_killed_run_has_what_it_kept_and_embeds_nothing_again(tmp_path, monkeypatch):
-    embedded, embed = [], training.embed
-    def count(encoder, images): embedded.append(len(images)); return embed(encoder, images)
-    monkeypatch.setattr(training, 'embed', count)
-    encoder, log = run('plm', tmp_path/'undisturbed', refresh='kept')
-    assert embedded.count(len(IMAGES)) == 1 and embedded.count(len(VAL[0])) == 4 # once, to begin with; val before training and after each epoch
-    interrupted('plm', tmp_path/'killed', monkeypatch, refresh='kept')
-    embedded.clear()
-    again, log_again = run('plm', tmp_path/'killed', refresh='kept')
-    assert same(encoder, again) and log == log_again and len(IMAGES) not in embedded
-    embedded.clear()
-    run('plm', tmp_path/'full')
-    assert embedded.count(len(IMAGES)) == 4
-
-
-def test_the_proxies_and_the_average_take_part():
-    "One epoch of PLM by hand: proxies begin on the data and move; the average follows."
-    encoder = start()
-    method = training.PLM(encoder, CONSTANTS['plm'], 0)
-    z = training.embed(method.estimate, IMAGES)
-    method.begin(z, generator_at(0, 'begin'))
-    assert (method.proxies.location[:, None] == z).all(2).any(1).all()
-    batches = method.batches(len(IMAGES), 24, 0)
-    batches.refresh(z)
-    before = copy.deepcopy(method)
-    opt = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
-    for index in batches:
-        sum(method(IMAGES[index], torch.tensor(index), training.Augment(), generator_at(0)).values()).backward()
-        opt.step(); method.after_step()
-    assert not torch.equal(method.proxies.location, before.proxies.location) and not torch.equal(method.proxies.free_basis, before.proxies.free_basis)
-    slow, was, now = (m.head.weight for m in (method.estimate, before.encoder, encoder))
-    assert 0 < (slow - was).norm() < (now - was).norm()
-
-
-def test_pretraining_learns_and_repeats_itself():
-    first, again, other = start(), start(), start()
-    log = pretrain(first, PRINTS, LABELS, replace(SUPERVISED, epochs=8), 0)
-    assert log == pretrain(again, PRINTS, LABELS, replace(SUPERVISED, epochs=8), 0) and same(first, again)
-    pretrain(other, PRINTS, LABELS, replace(SUPERVISED, epochs=8), 1)
-    assert not same(first, other)
-    assert [row['epoch'] for row in log] == list(range(1, 9)) and log[-1]['loss'] < 0.7*log[0]['loss']
-
-
-def test_pretraining_on_too_few_images():
-    with pytest.raises(ValueError, match='source has 7 images, fewer than pretrain.batch_size = 8'): pretrain(start(), PRINTS[:7], LABELS[:7], SUPERVISED, 0)
-
-
-def test_pretraining_counts_only_the_trained_encoder():
-    encoder, seen = start(), []
-    encoder.register_forward_hook(lambda m, inputs, _: seen.append(len(inputs[0])))
-    pretrain(encoder, PRINTS, LABELS, SUPERVISED, 0)
-    assert seen == [8]*2*3 # 20 images make two batches; the rest waits for another epoch
-
-
-STATE = {'parts': [{'w': torch.arange(6.).view(2, 3), 'n': torch.tensor(3)}, {'lr': 0.1, 'betas': (0.9, 0.99)}], 'log': [{'epoch': 0}, {'epoch': 1, 'name': 'é'}]}
-
-
-def test_equal_states_give_equal_bytes_and_come_back(tmp_path):
-    save_state(STATE, tmp_path/'a.pt')
-    save_state(copy.deepcopy(STATE), str(tmp_path/'new'/'another name.pt'))
-    assert (tmp_path/'a.pt').read_bytes() == (tmp_path/'new'/'another name.pt').read_bytes()
-    back = load_state(tmp_path/'a.pt')
-    assert torch.equal(back['parts'][0]['w'], STATE['parts'][0]['w']) and back['parts'][1] == STATE['parts'][1] and back['log'] == STATE['log']
-
-
-def test_a_state_that_cannot_be_saved_leaves_the_old_one(tmp_path):
-    save_state(STATE, tmp_path/'a.pt')
-    before = (tmp_path/'a.pt').read_bytes()
-    with pytest.raises(Exception): save_state({'w': lambda: 0}, tmp_path/'a.pt')
-    assert (tmp_path/'a.pt').read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
-class Sly:
-    def __reduce__(self): return (open, ('sly', 'w'))
-
-
-def test_a_state_cannot_run_code(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({'w': Sly()}, 'a.pt')
-    with pytest.raises(ValueError, match='a.pt cannot be read'): load_state('a.pt')
-    assert not (tmp_path/'sly').exists()
-
-
-def test_a_state_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'a\.pt is missing.*dvc repro'): load_state(tmp_path/'a.pt')
-
-
-def test_fingerprints():
-    parts = [SHARED, CONSTANTS['plm'], replace(CONSTANTS['plm'], k=6), replace(CONSTANTS['plm'], lr=1.0000001e-3), 0, 1, '0', IMAGES, IMAGES[:-1], torch.zeros(3), torch.zeros(4)]
-    prints = [fingerprint(p) for p in parts]
-    assert len(set(prints)) == len(parts) and all(len(f) == 16 and int(f, 16) >= 0 for f in prints)
-    assert fingerprint(IMAGES.clone(), SHARED) == fingerprint(IMAGES, replace(SHARED))
-    assert fingerprint(IMAGES.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)) == fingerprint(IMAGES) # not of how it lies in memory
-    none = [torch.from_numpy(np.zeros(shape, kind)) for shape, kind in (((0,), np.int64), ((0, 3, 8, 8), np.uint8))] # as val is, where all classes train
-    assert len({fingerprint(t) for t in none}) == 2
-
-
-PHOTOS = torch.randint(0, 256, (24, 3, 36, 36), generator=generator_at('photos'), dtype=torch.uint8)
-CUT = replace(SHARED, backbone='resnet18', crop=32, epochs=1, batch_size=12)
-
-def photo_run(tmp_path, images=PHOTOS, val=None, shared=CUT):
-    log = train('plm', encoder := encoder_of(shared, begin=True), images, val or (PHOTOS[:0], torch.zeros(0)), shared, replace(CONSTANTS['plm'], k=4), 0, tmp_path)
-    return log, encoder
-
-
-def test_photos_train_on_crops_without_val_and_from_the_disk_as_from_memory(tmp_path):
-    log, encoder = photo_run(tmp_path)
-    assert 'val_recall_at_1' not in log[-1] and 'piece_size' not in log[-1] and log[-1]['loss'] > 0
-    np.save(tmp_path/'photos.npy', PHOTOS.numpy())
-    again, other = photo_run(tmp_path, torch.from_numpy(np.load(tmp_path/'photos.npy', 'c')))
-    assert again == log and all(torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), other.state_dict().values()))
-    seen = photo_run(tmp_path, val=(PHOTOS, torch.arange(24)//4))[0]
-    assert 0 <= seen[-1]['val_recall_at_1'] <= 1 and seen[-1]['loss'] == log[-1]['loss'] # val decides nothing
-
-
-def test_photos_are_seen_in_parts(tmp_path, monkeypatch):
-    shapes = []
-    forward = Encoder.features
-    monkeypatch.setattr(Encoder, 'features', lambda self, x: shapes.append((self.training, tuple(x.shape[2:]))) or forward(self, x))
-    photo_run(tmp_path)
-    assert set(shapes) == {(True, (32, 32)), (False, (36, 36))} # views are parts; what estimates sees the photo, and cuts out its centre
-
-
-def test_half_precision_follows_whole_precision(tmp_path):
-    "bf16 on a CPU: the loss of an epoch within 5 % of that of 32 bits, and another number."
-    a, b = (photo_run(tmp_path, shared=replace(CUT, precision=precision))[0][-1]['loss'] for precision in ('float32', 'bf16'))
-    assert a != b and b == pytest.approx(a, rel=0.05)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_a_gpu_follows_the_cpu(tmp_path):
-    "The same run on both: losses within 1 %."
-    logs = []
-    for device in ('cpu', 'cuda'):
-        encoder = encoder_of(CUT, begin=True).to(device)
-        logs.append(train('plm', encoder, PHOTOS, (PHOTOS, torch.arange(24)//4), CUT, replace(CONSTANTS['plm'], k=4), 0, tmp_path/device))
-    assert logs[1][-1]['loss'] == pytest.approx(logs[0][-1]['loss'], rel=0.01)
-
-
-@pytest.mark.parametrize('error, own', [(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'), True), (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
-                                        (RuntimeError('shapes do not fit'), False)])
-def test_a_full_memory_names_the_knobs(tmp_path, monkeypatch, error, own):
-    def fail(*_): raise error
-    monkeypatch.setattr(Encoder, 'features', fail)
-    for val in (None, (PHOTOS, torch.arange(24)//4)): # in a step, and when val is looked at
-        with pytest.raises(MemoryError if own else RuntimeError, match='resnet18 on batches of 12 images .*Lower train.batch_size or train.crop, or set train.precision to bf16' if own else 'do not fit'): photo_run(tmp_path, val=val)
-
-
-def test_the_code_is_part_of_the_fingerprint(tmp_path, monkeypatch):
-    for name in ('__init__', *training._decides): (tmp_path/f'{name}.py').write_text('a = 1')
-    monkeypatch.setattr(training.plm, '__file__', str(tmp_path/'__init__.py'))
-    before = fingerprint('x')
-    assert fingerprint('x') == before
-    (tmp_path/'core.py').write_text('a = 2')
-    assert fingerprint('x') != before
-
-
-def test_the_fingerprint_knows_all_that_training_imports():
-    "All modules of plm that `plm.training` imports, one way or another, but for those whose values are passed: the constants, and what draws the data."
-    folder, found, todo = Path(training.__file__).parent, set(), ['training']
-    while todo:
-        name = todo.pop()
-        found.add(name)
-        todo += set(re.findall(r'^from \.(\w+) import', (folder/f'{name}.py').read_text(), re.M)) - found
-    assert found - {'params', 'transfer', 'glyphs', 'omniglot', 'photos', 'published'} == set(training._decides)
-
-
-def test_a_log_is_a_table(tmp_path):
-    write_log([{'epoch': 0, 'val': 0.5}, {'epoch': 1, 'val': 0.25, 'loss': 2.}], tmp_path/'new'/'log.csv')
-    assert (tmp_path/'new'/'log.csv').read_text() == 'epoch,val,loss\n0,0.5,\n1,0.25,2.0\n'
-    with open(tmp_path/'new'/'log.csv', newline='') as f: assert [r['loss'] for r in csv.DictReader(f)] == ['', '2.0']
+from plm.training import Method, Run, TrainConstants, fit, memory_advice
+
+IMAGES = torch.randint(0, 256, (50, 1, 24, 24), generator=generator_at('training'), dtype=torch.uint8)
+BUDGET = dict(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=2, batch_size=24)
+TRAIN = TrainConstants(**BUDGET)
+
+
+class Pull(Method):
+    "The least that a method has to say."
+    def step(self, images, index, augment, g): return {'pull': (self.encoder(augment(images, g))[:, :1] - 1).square().mean()}
+
+
+def test_every_hook_but_step_has_a_default(tmp_path):
+    method, looked = Pull(Encoder(dim=8), Constants()), []
+    def eval_fn():
+        looked.append(method.encoder.head.weight.clone())
+        return {'looked': len(looked)}
+    log = fit(method, IMAGES, Run('pull', TRAIN, 1e-2, scratch=tmp_path), eval_fn)
+    assert [list(row) for row in log] == [['epoch', 'images_seen', 'looked'], *[['epoch', 'images_seen', 'loss', 'pull', 'looked']]*2]
+    assert [row['looked'] for row in log] == [1, 2, 3] and not torch.equal(looked[0], looked[2]) and log[2]['pull'] < log[1]['pull']
+    assert [row['images_seen'] for row in log] == [0, 48, 96] and not list(tmp_path.iterdir())
+
+
+def test_a_method_must_say_its_loss(tmp_path):
+    with pytest.raises(NotImplementedError, match='Method must define step'):
+        fit(Method(Encoder(dim=8), Constants()), IMAGES, Run('none', TRAIN, 1e-2, scratch=tmp_path))
+
+
+def test_replicated_parameters_have_a_rate_of_their_own_and_no_decay():
+    class WithProxies(Pull):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.proxies, self.teacher = torch.nn.Linear(8, 5), torch.nn.Linear(8, 2).requires_grad_(False)
+        def replicated(self): return list(self.proxies.parameters())
+    method = WithProxies(Encoder(dim=8), Constants())
+    own, proxies = method.groups(0.1, 10.)
+    assert own['lr'] == 0.1 and 'weight_decay' not in own and (proxies['lr'], proxies['weight_decay']) == (10., 0.)
+    assert len(own['params']) == len(list(method.encoder.parameters())) and len(proxies['params']) == 2
+    assert method.groups(0.1)[1]['lr'] == 0.1
+
+
+def test_hooks_are_called_in_order(tmp_path):
+    calls = []
+    class Noted(Pull):
+        def batches(self, n, batch_size): calls.append('batches'); return super().batches(n, batch_size)
+        def estimate(self, images): calls.append('estimate'); return torch.ones(len(images), 3)
+        def begin(self, z, g): calls.append(f'begin {tuple(z.shape)}')
+        def after_step(self): calls.append('after_step')
+        def describe(self, z): calls.append('describe'); return {'n': float(len(z))}
+    log = fit(Noted(Encoder(dim=8), Constants()), IMAGES, Run('noted', TRAIN, 1e-3, scratch=tmp_path))
+    epoch = ['after_step', 'after_step', 'estimate', 'describe']
+    assert calls == ['batches', 'estimate', 'begin (50, 3)', 'describe', *epoch, *epoch] and all(row['n'] == 50 for row in log)
+
+
+def test_the_key_the_rate_and_the_code_are_part_of_a_run(tmp_path):
+    method, other = Pull(Encoder(dim=8), Constants()), type('Other', (Pull,), {})(Encoder(dim=8), Constants())
+    def file(**changes): return Run(**dict(name='pull', train=TRAIN, lr=1e-3, scratch=tmp_path) | changes).file(method, IMAGES)
+    files = [file(), file(lr=2e-3), file(seed=1), file(key=(1,)), file(train=TrainConstants(**BUDGET | dict(epochs=3)))]
+    assert len(set(files)) == 5 and file() == files[0] and files[0].name.startswith('pull-0-')
+    other.__class__.__module__ = 'plm.losses' # a method of a module of plm has that module's code
+    assert Run('pull', TRAIN, 1e-3, scratch=tmp_path).file(other, IMAGES) != files[0]
+
+
+def test_too_few_images(tmp_path):
+    with pytest.raises(ValueError, match='there are 23 train images, fewer than train.batch_size = 24'):
+        fit(Pull(Encoder(dim=8), Constants()), IMAGES[:23], Run('pull', TRAIN, 1e-3, scratch=tmp_path))
+
+
+@pytest.mark.parametrize('change', [dict(batch_size=25), dict(epochs=0), dict(dim=0), dict(crop=8), dict(norm='fixed'), dict(precision='fp16')])
+def test_budgets_out_of_range(change):
+    with pytest.raises(ValueError, match=next(iter(change))): TrainConstants(**BUDGET | change)
+
+
+def test_a_full_memory_is_named_and_other_errors_stay():
+    with pytest.raises(MemoryError, match='convnet on batches of 24 images.*set train.precision to bf16'):
+        with memory_advice(TRAIN): raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(RuntimeError, match='shapes'):
+        with memory_advice(TRAIN): raise RuntimeError('shapes do not fit')
