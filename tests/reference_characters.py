@@ -9,7 +9,8 @@ def shrink_slowly(image, size):
     "Area average of one square image (a list of rows of ints): overlap by overlap, rounded half up."
     side = len(image)
     def overlap(new, old): # of two pixels along one axis, as a share of the image's side
-        end, start = min(Fraction(new + 1, size), Fraction(old + 1, side)), max(Fraction(new, size), Fraction(old, side))
+        start = max(Fraction(new, size), Fraction(old, side))
+        end = min(Fraction(new + 1, size), Fraction(old + 1, side))
         return max(Fraction(0), end - start)
     def ink(row, column):
         return sum(overlap(row, i)*overlap(column, k)*image[i][k] for i in range(side) for k in range(side))

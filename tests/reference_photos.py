@@ -3,7 +3,7 @@ import numpy as np
 
 
 def resize_slowly(image, side):
-    """(h, w, 3) to (3, side, side), float64: the central square, each new pixel the mean of the old ones under a triangle.
+    """(h, w, 3) to (3, side, side), float64: the central square, each new pixel the mean of old ones under a triangle.
 
     The triangle is two new pixels wide, but never narrower than two old ones."""
     h, w = image.shape[:2]
