@@ -1,11 +1,13 @@
-"The five published sets in miniature: archives in exactly the official layouts, a few classes of tiny JPEGs. `write_archives` returns the record that fits."
+"""The five published sets in miniature: archives in exactly the official layouts, a few classes of tiny JPEGs.
+
+`write_archives` returns the record that fits."""
 import hashlib, io, tarfile, zipfile
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
-from plm.published import PUBLISHED
+from plm.datasets import PUBLISHED
 
 
 def jpeg(seed, mode='RGB'):
@@ -41,17 +43,20 @@ def cub200(classes=6, per_class=3):
         'CUB_200_2011/classes.txt': text(*(f'{c} {s}' for c, s in enumerate(species, 1))),
         'CUB_200_2011/images.txt': text(*(f'{i} {f}' for i, (f, _) in enumerate(images, 1))),
         'CUB_200_2011/image_class_labels.txt': text(*(f'{i} {c}' for i, (_, c) in enumerate(images, 1))),
-        'CUB_200_2011/train_test_split.txt': text(*(f'{i} {i % 2}' for i in range(1, len(images) + 1))), # of classification; not to be used
+        # of classification; not to be used
+        'CUB_200_2011/train_test_split.txt': text(*(f'{i} {i % 2}' for i in range(1, len(images) + 1))),
         **{f'CUB_200_2011/images/{f}': jpeg(n, 'L' if n == 4 else 'RGB') for n, (f, _) in enumerate(images)}}}
 
 
 def cars196(classes=6, per_class=3):
     images = [(f'car_ims/{n + 1:06d}.jpg', n//per_class + 1) for n in range(classes*per_class)]
-    annotations = np.zeros((1, len(images)), [(k, object) for k in ('relative_im_path', 'bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2', 'class', 'test')])
+    fields = ('relative_im_path', 'bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2', 'class', 'test')
+    annotations = np.zeros((1, len(images)), [(k, object) for k in fields])
     for n, (f, c) in enumerate(images): annotations[0, n] = (f, *(np.array([[v]]) for v in (1, 2, 7, 8, c, n % 2)))
     names = np.array([[f'AM Model {c}/X 20{c:02d}' for c in range(1, classes + 1)]], dtype=object)
     savemat(mat := io.BytesIO(), {'annotations': annotations, 'class_names': names})
-    return {'car_ims.tgz': {'car_ims': None, **{f: jpeg(100 + n) for n, (f, _) in enumerate(images)}}, 'cars_annos.mat': mat.getvalue()}
+    return {'car_ims.tgz': {'car_ims': None, **{f: jpeg(100 + n) for n, (f, _) in enumerate(images)}},
+            'cars_annos.mat': mat.getvalue()}
 
 
 def sop(classes=7, train=4):
@@ -64,7 +69,9 @@ def sop(classes=7, train=4):
             files[f'Stanford_Online_Products/{f}'] = jpeg(200 + len(files))
             lists['train' if c <= train else 'test'].append(f'{len(files)} {c} {kind + 1} {f}')
     header = 'image_id class_id super_class_id path'
-    return {'Stanford_Online_Products.zip': {'Stanford_Online_Products/': None, **{f'Stanford_Online_Products/Ebay_{k}.txt': text(header, *v) for k, v in lists.items()}, **files,
+    return {'Stanford_Online_Products.zip': {'Stanford_Online_Products/': None,
+                                             **{f'Stanford_Online_Products/Ebay_{k}.txt': text(header, *v)
+                                                for k, v in lists.items()}, **files,
                                              '__MACOSX/Stanford_Online_Products/._Ebay_train.txt': b'\0\5\26\7'}}
 
 
@@ -75,25 +82,33 @@ def inshop(classes=7, train=4):
             f = f'img/{"MEN" if c % 2 else "WOMEN"}/Denim/id_{c:08d}/{i + 1:02d}_{i + 1}_front.jpg'
             files[f] = jpeg(300 + len(files))
             rows.append(f'{f:<80} id_{c:08d} {"train" if c <= train else "gallery" if i % 2 else "query"}')
-    return {'img.zip': files, 'list_eval_partition.txt': text(str(len(rows)), 'image_name item_id evaluation_status', *rows)}
+    return {'img.zip': files,
+            'list_eval_partition.txt': text(str(len(rows)), 'image_name item_id evaluation_status', *rows)}
 
 
 def vehicleid():
     images = {v: [f'{1000*v + i:07d}' for i in range(2 + v % 3)] for v in (7, 3, 12, 9, 21, 15, 30, 28)}
     def listed(*vehicles): return text(*(f'{i} {v}' for v in vehicles for i in images[v]))
-    lists = {'train_list': listed(12, 7, 3), 'test_list_800': listed(9, 21), 'test_list_1600': listed(21, 9, 15), 'test_list_2400': listed(30, 9, 21, 15, 28)}
+    lists = {'train_list': listed(12, 7, 3), 'test_list_800': listed(9, 21), 'test_list_1600': listed(21, 9, 15),
+             'test_list_2400': listed(30, 9, 21, 15, 28)}
     return {'VehicleID_V1.0.zip': {**{f'VehicleID_V1.0/train_test_split/{k}.txt': v for k, v in lists.items()},
-                                   **{f'VehicleID_V1.0/image/{i}.jpg': jpeg(int(i)) for v in images for i in images[v]}}}
+                                   **{f'VehicleID_V1.0/image/{i}.jpg': jpeg(int(i)) for v in images
+                                      for i in images[v]}}}
 
 
 CONTENTS = {'cub200': cub200, 'cars196': cars196, 'sop': sop, 'inshop': inshop, 'vehicleid': vehicleid}
-EXPECTED = {'cub200': dict(classes=(3, 3), images=(9, 9)), 'cars196': dict(classes=(3, 3), images=(9, 9)), 'sop': dict(classes=(4, 3), images=(10, 8)),
+EXPECTED = {'cub200': dict(classes=(3, 3), images=(9, 9)), 'cars196': dict(classes=(3, 3), images=(9, 9)),
+            'sop': dict(classes=(4, 3), images=(10, 8)),
             'inshop': dict(classes=(4, 3), images=(16, 12)),
-            'vehicleid': dict(classes=(3, None), galleries={'small': ('test_list_800.txt', 2), 'medium': ('test_list_1600.txt', 3), 'large': ('test_list_2400.txt', 5)})}
+            'vehicleid': dict(classes=(3, None),
+                              galleries={'small': ('test_list_800.txt', 2), 'medium': ('test_list_1600.txt', 3),
+                                         'large': ('test_list_2400.txt', 5)})}
 
 
 def write_archives(name, folder, contents=None):
-    "Write the archives of a set into `folder`; return its record, with the numbers of the miniature and, where the official sums are known, its own."
+    """Write the archives of a set into `folder`; return its record with the numbers of the miniature.
+
+    Where the official sums are known, it has its own."""
     contents, folder = contents or CONTENTS[name](), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     archives = []

@@ -1,9 +1,11 @@
-"Decoding and writing of photos in the plainest way: the triangle filter as sums over pixels, duplicates by comparing all pairs."
+"Decoding and writing of photos in the plainest way: the filter as sums over pixels, all pairs for duplicates."
 import numpy as np
 
 
 def resize_slowly(image, side):
-    "(h, w, 3) to (3, side, side), float64: the central square, each new pixel the mean of the old ones under a triangle two new pixels wide (never narrower than two old ones)."
+    """(h, w, 3) to (3, side, side), float64: the central square, each new pixel the mean of old ones under a triangle.
+
+    The triangle is two new pixels wide, but never narrower than two old ones."""
     h, w = image.shape[:2]
     square = min(h, w)
     scale = square/side # old pixels per new pixel

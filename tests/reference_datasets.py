@@ -1,4 +1,4 @@
-"Slow twins of plm.published: the official rules line by line, and VehicleID's draw one vehicle at a time."
+"Slow twins of plm.datasets: the official rules line by line, and VehicleID's draw one vehicle at a time."
 from pathlib import Path
 from scipy.io import loadmat
 import torch
@@ -19,7 +19,8 @@ def split_slowly(name, root, train_classes):
         mat = loadmat(root/'cars_annos.mat')
         for a in mat['annotations'][0]:
             cls = int(a['class'][0, 0])
-            sides['train' if cls <= train_classes else 'test'].append((f"{root}/{a['relative_im_path'][0]}", mat['class_names'][0, cls - 1][0], ''))
+            row = (f"{root}/{a['relative_im_path'][0]}", mat['class_names'][0, cls - 1][0], '')
+            sides['train' if cls <= train_classes else 'test'].append(row)
     elif name == 'sop':
         for side in sides:
             for line in list(open(root/f'Stanford_Online_Products/Ebay_{side}.txt'))[1:]:
@@ -28,7 +29,8 @@ def split_slowly(name, root, train_classes):
     elif name == 'inshop':
         for line in list(open(root/'list_eval_partition.txt'))[2:]:
             file, item, status = line.split()
-            sides['train' if status == 'train' else 'test'].append((f'{root}/{file}', item, '' if status == 'train' else status))
+            row = (f'{root}/{file}', item, '' if status == 'train' else status)
+            sides['train' if status == 'train' else 'test'].append(row)
     else:
         lists = {'train': ['train_list'], 'test': ['test_list_800', 'test_list_1600', 'test_list_2400']}
         for side in sides:
