@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [ROOT/'dvc.yaml', *sorted(ROOT.glob('pipelines/*/dvc.yaml'))]
+BEGIN = '    deps: ['
 FREE = { # no stage depends on these, because they decide no figure
     'params': 'it only reads the knobs, and DVC watches their values',
     'transfer': 'every file that it fetches is held to a checksum',
@@ -32,7 +33,7 @@ def code_of(notebook):
 
 
 def files_of(notebook):
-    "The files of plm that decide what a stage's notebook does; the folder plm/web if one of them fills in its templates."
+    "The files of plm that decide what a stage's notebook does; the folder plm/web if one of them fills in templates."
     code = {}
     waiting = modules_of(code_of(notebook))
     while waiting := waiting - FREE.keys() - code.keys():
@@ -44,15 +45,14 @@ def files_of(notebook):
 
 def with_files(text):
     "The text of a dvc.yaml with the notebook and the files of plm at the beginning of each stage's `deps: [...]`."
+    wrapped = textwrap.TextWrapper(119 - len(BEGIN), break_long_words=False, break_on_hyphens=False)
     def stage(match):
         notebook = re.search(r'\S+\.ipynb', match['cmd'])[0]
-        others = [d for d in re.split(r',\s*', match['deps']) if not d.startswith(('plm/', 'nbs/'))]
+        others = [d for d in re.split(r',\s*', match['deps']) if d and not d.startswith(('plm/', 'nbs/'))]
         groups = [[notebook, *files_of(ROOT/notebook)], others] # each begins a line
-        indent = '    deps: ['
-        lines = ',\n'.join(textwrap.fill(', '.join(g), 119 - len(indent), break_long_words=False, break_on_hyphens=False)
-                           for g in groups if g)
-        return match['cmd'] + indent + lines.replace('\n', '\n' + ' '*len(indent)) + ']'
-    return re.sub(r'(?s)(?P<cmd>    cmd: .*?\n)    deps: \[(?P<deps>.*?)\]', stage, text)
+        lines = ',\n'.join(wrapped.fill(', '.join(g)) for g in groups if g)
+        return match['cmd'] + BEGIN + lines.replace('\n', '\n' + ' '*len(BEGIN)) + ']'
+    return re.sub(rf'(?s)(?P<cmd>    cmd: .*?\n){re.escape(BEGIN)}(?P<deps>.*?)\]', stage, text)
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ def run(file):
     nb, began = nbformat.read(file, 4), time.monotonic()
     client = NotebookClient(nb, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(NBS)}})
     try: client.execute(stderr=subprocess.DEVNULL) # progress bars
-    except (CellExecutionError, DeadKernelError) as e: print(f'{file.name} failed, and stays as it was\n{e}', flush=True)
+    except (CellExecutionError, DeadKernelError) as e: print(f'{file.name} failed and stays as it was\n{e}', flush=True)
     else:
         save(nb, file)
         print(f'{file.name}: ran, {time.monotonic() - began:.0f} s', flush=True)

@@ -14,20 +14,20 @@ from papermill.exceptions import PapermillExecutionError
 
 KERNEL = { # of the kernel's environment
     'JUPYTER_PATH': str(Path(__file__).resolve().parent), # its ipykernel keeps its own log out of the terminal
-    # glibc keeps freed memory; else the kernel clears each large activation anew, a quarter of a GoogLeNet step on a CPU
+    # glibc keeps freed memory; else Linux clears each large activation anew, a quarter of a GoogLeNet step on a CPU
     'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**40),
 }
-KILLED = ('The process of the notebook was killed; most often memory had run out. Lower train.batch_size or train.crop, '
-          'then give the same command again: finished epochs are kept.')
+KILLED = ('The process of the notebook was killed; most often memory had run out. '
+          'Lower train.batch_size or train.crop, then give the same command again: finished epochs are kept.')
 
 
 def lasting(outputs):
-    "The outputs of a cell without what changes from run to run: warnings and progress bars (stderr), addresses of objects."
+    "A cell's outputs without what changes from run to run: progress bars and warnings (stderr), addresses of objects."
     kept = []
     for o in outputs:
         if o.output_type == 'stream' and o.name == 'stderr': continue
         if text := o.get('data', {}).get('text/plain'): o.data['text/plain'] = re.sub(r' at 0x[0-9a-f]+(?=>)', '', text)
-        if kept and o.output_type == kept[-1].output_type == 'stream': kept[-1].text += o.text # cut where the clock said
+        if kept and o.output_type == kept[-1].output_type == 'stream': kept[-1].text += o.text # the clock cuts these
         else: kept.append(o)
     return kept
 
