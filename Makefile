@@ -1,4 +1,5 @@
-# make repro: environment and the main job. make test: environment and all tests. Both need Python 3.11, git and a package index; nothing else is downloaded.
+# make repro: environment and the main job. make test: environment and all tests.
+# Both need Python 3.11, git and a package index; nothing else is downloaded.
 PYTHON ?= python3.11
 BIN := .venv/bin
 # the kernels and tools that papermill and DVC start are those of the environment
@@ -6,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro ablations namr photos dry paper bench test nbs lock clean
+.PHONY: help env repro ablations namr photos dry paper bench test run nbs lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
@@ -24,47 +25,53 @@ repro: env ## every table and figure, from the data to results/report.html: dvc 
 	@cat results/table.txt
 	@echo "The report: $(CURDIR)/results/report.html"
 
-ablations: env ## the ablations (about an hour), then the report with them; a killed one goes on with what is missing
+ablations: env ## the ablations (about an hour), then the report with them; a killed one goes on
 	dvc repro pipelines/ablations/dvc.yaml
 	python -c 'from plm.ablation import publish; publish()'
 	dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
-namr: env ## NAMR on four metric losses, and in the indexes (about 40 minutes), then the report with it; a killed one goes on with what is missing
+namr: env ## NAMR on four metric losses and in the indexes (40 minutes), then the report; a killed one goes on
 	dvc repro pipelines/namr/dvc.yaml
 	cp results/namr.csv results/index.csv docs/
 	dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
-photos: env ## FOLDER=/my/photos [LABELS=labels.csv]: a search of your own images, labelled or not, in results/photos; a killed one goes on where it was
+photos: env ## FOLDER=/my/photos [LABELS=labels.csv]: a search of your own images; a killed one goes on
 	@python -c 'import sys; from plm.search import begin_photos; begin_photos(*sys.argv[1:])' "$$FOLDER" "$$LABELS"
 	dvc repro pipelines/photos/dvc.yaml
 	@if [ -f results/photos/recall.csv ]; then cat results/photos/recall.csv; fi
 	@echo "Look: $(CURDIR)/results/photos/index.html"
 
-dry: env ## what a cell of the paper's table would need here (files, disk, time, memory); starts nothing: make dry PRESET=cub200-512
+dry: env ## PRESET=cub200-512: what a cell of the paper's table would need here (files, disk, time); starts nothing
 	@python -c 'from plm.paper import begin_dry; begin_dry("$(PRESET)", "$(SET)")'
 
-paper: dry ## a cell of the paper's table, and the report (GPU); a killed one goes on: make paper PRESET=cub200-512 [SET="seeds=[0]"]
-	@set -ef; settings=$$(python -c 'from plm.paper import arguments; print(*arguments("$(PRESET)", "$(SET)"))'); dvc exp run $$settings
+paper: dry ## PRESET=cub200-512 [SET="seeds=[0]"]: a cell of the paper's table (GPU); a killed one goes on
+	@set -ef; settings=$$(python -c 'from plm.paper import arguments; print(*arguments("$(PRESET)", "$(SET)"))'); \
+	  dvc exp run $$settings
 	@python -c 'from plm.paper import publish; print(publish("$(PRESET)"))'
 
-bench: env ## what things cost beside their opponents (20 minutes): results/bench.csv, docs/images/bench.png; docs/performance.md explains them
+bench: env ## what things cost beside their opponents (20 minutes): results/bench.csv, explained in docs/performance.md
 	python benchmarks/bench.py
 
 test: env ## everything that must hold: exported modules, notebooks, tests, the pipeline at toy size
 	rm -rf .venv/before && cp -r plm .venv/before && nbdev_export
 	@diff -r -x __pycache__ .venv/before plm || { rm -rf plm; cp -r .venv/before plm; \
-	  echo "plm/ is not what the notebooks export (< is plm/, > is the export). Run make nbs to export, or move your edit into its notebook."; exit 1; }
+	  echo "plm/ is not what the notebooks export (< is plm/, > is the export)."; \
+	  echo "Run make nbs to export, or move your edit into its notebook."; exit 1; }
 	OMP_NUM_THREADS=1 MPLBACKEND=agg nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-nbs: env ## nbdev_export and nbdev_clean, to be run before a commit
-	nbdev_export && nbdev_clean
+run: env ## [NB="manifold 07_losses"]: run the notebooks in nbs/ and store their outputs, all or those named
+	OMP_NUM_THREADS=1 python nbs/pipeline/run.py $(NB)
+
+nbs: env ## before a commit: nbdev_export, nbdev_clean, and what stages depend on in dvc.yaml
+	nbdev_export && nbdev_clean && python nbs/pipeline/deps.py
 
 lock: env ## requirements.in -> requirements.lock
 	$(BIN)/python -m pip install -q pip-tools
-	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock requirements.in
+	pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links \
+	  --no-emit-trusted-host -o requirements.lock requirements.in
 
 clean: ## remove what runs have left, finished ablations too (not the environment, not the cache)
 	rm -rf runs scratch results/report.html results/map.html

@@ -1,4 +1,6 @@
-"For all tests: pictures without a screen, and one thread, so that the tests neither fight over the cores nor depend on their number. And a server to fetch from."
+"""For all tests: pictures without a screen, and a server to fetch from.
+
+And one thread, so that the tests neither fight over the cores nor depend on their number."""
 import matplotlib, pytest, torch
 from server import Server
 
@@ -16,4 +18,5 @@ def server(monkeypatch):
 
 def pytest_collection_modifyitems(items):
     "The files that take longest first, so that of two workers none has the pipeline alone at the end."
-    items.sort(key=lambda item: item.path.name not in ('test_pipeline.py', 'test_paper.py')) # stable: the others keep their order
+    long = 'test_pipeline.py', 'test_paper.py'
+    items.sort(key=lambda item: item.path.name not in long) # stable: the others keep their order

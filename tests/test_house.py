@@ -1,13 +1,19 @@
 "The house rules of docs/design.md that a program can check."
-import ast, json, re, subprocess, sys, tokenize
+import ast, fnmatch, json, os, re, subprocess, sys, tokenize, tomllib
 from pathlib import Path
-import pytest, yaml
+import nbformat, pytest, yaml
+from nbformat.v4 import new_code_cell, new_notebook
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT/'nbs/pipeline'))
+import deps
+from deps import imports, modules_of
+
 NOTEBOOKS = {p.stem[3:]: p for p in sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))} # module -> notebook
 NUMBER = {name: int(p.name[:2]) for name, p in NOTEBOOKS.items()}
 ALL_NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
-TOOLS = {'nbdev', 'execnb', 'fastcore', 'papermill', 'dvc', 'jupyter', 'jupytext', 'notebook', 'nbformat', 'nbclient', 'IPython', 'ipykernel', 'pytest', 'hypothesis'}
+TOOLS = {'nbdev', 'execnb', 'fastcore', 'papermill', 'dvc', 'jupyter', 'jupytext', 'notebook', 'nbformat', 'nbclient',
+         'IPython', 'ipykernel', 'pytest', 'hypothesis'}
 
 
 def code_cells(notebook):
@@ -17,27 +23,25 @@ def code_cells(notebook):
 def source(cell): return ''.join(cell['source'])
 
 
-def imports(code):
-    "Dotted names that the code imports, wherever in it; inside plm, `.core` and `from plm import core` count as plm.core."
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import): yield from (a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = ('plm' + ('.' + node.module if node.module else '')) if node.level else node.module
-            if base == 'plm': yield from (f'plm.{a.name}' for a in node.names)
-            else: yield base
-
-
-def modules_of(code): return {name.split('.')[1] for name in imports(code) if name.startswith('plm.')}
-
-
 def test_imports_are_recognised():
-    code = 'import torch\nfrom .core import a\ndef f():\n from plm.data import b\n from . import glyphs\n import plm.losses'
-    assert modules_of(code) == {'core', 'data', 'glyphs', 'losses'}
+    code = 'import torch\nfrom .a import x\ndef f():\n from plm.b import y\n from . import c\n import plm.d, plm.e'
+    assert modules_of(code) == {'a', 'b', 'c', 'd', 'e'}
 
 
 def test_every_module_has_its_notebook():
     assert sorted(NUMBER.values()) == list(range(len(NUMBER)))
     assert {p.stem for p in (ROOT/'plm').glob('*.py')} - {'__init__', '_modidx'} == set(NOTEBOOKS)
+    assert {p.name for p in (ROOT/'plm').iterdir() if p.is_dir()} <= {'web', '__pycache__'}
+
+
+def test_what_pages_are_made_of_is_used_and_installed():
+    "Each file of plm/web, which has no notebook, is named by a module or by another file there, and is in the package."
+    files = sorted((ROOT/'plm/web').glob('*'))
+    project = tomllib.loads((ROOT/'pyproject.toml').read_text())
+    carried = project['tool']['setuptools'].get('package-data', {}).get('plm', [])
+    text = '\n'.join(p.read_text() for p in [*(ROOT/'plm').glob('*.py'), *files])
+    assert [f.name for f in files if f.name not in text] == []
+    assert [f.name for f in files if not any(fnmatch.fnmatch(f'web/{f.name}', c) for c in carried)] == []
 
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
@@ -57,8 +61,17 @@ def test_plm_runs_without_the_tools_around_it():
     for file in (ROOT/'plm').glob('*.py'):
         used = {name.split('.')[0] for name in imports(file.read_text())} & TOOLS
         assert not used, f"{file.name} imports {used}"
-    code = f"import sys, {', '.join(f'plm.{m}' for m in NOTEBOOKS)}; print(sorted({{m.split('.')[0] for m in sys.modules}} & {TOOLS - {'IPython'}!r}))"
-    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == '[]\n'
+    code = f"import sys, {', '.join(f'plm.{m}' for m in NOTEBOOKS)}; print(*{{m.split('.')[0] for m in sys.modules}})"
+    loaded = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(loaded.split()) & (TOOLS - {'IPython'}) == set()
+
+
+def test_a_script_beside_a_clone_finds_the_package(tmp_path):
+    "The clone's folder is named plm, too. It must not hide the package, which lies inside it."
+    (tmp_path/'plm').symlink_to(ROOT)
+    (tmp_path/'script.py').write_text('import plm\nfrom plm.core import one_of\nprint(plm.__file__)')
+    done = subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.endswith('/plm/__init__.py\n'), f'{done.stdout}{done.stderr}\nmake env installs plm anew'
 
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
@@ -70,7 +83,8 @@ def test_a_module_is_what_its_notebook_exports(name):
     assert exported
     for cell in exported:
         body = re.sub(r'^(\s*from )plm\.', r'\1.', cell, flags=re.M).replace('from __future__ import annotations\n', '')
-        assert body in re.sub(r'^(\s*from )plm\.', r'\1.', module, flags=re.M), f"run nbdev_export: plm/{name}.py lacks the cell that begins {cell[:60]!r}"
+        found = body in re.sub(r'^(\s*from )plm\.', r'\1.', module, flags=re.M)
+        assert found, f"run nbdev_export: plm/{name}.py lacks the cell that begins {cell[:60]!r}"
 
 
 @pytest.mark.parametrize('notebook', ALL_NOTEBOOKS, ids=lambda p: p.stem)
@@ -81,10 +95,11 @@ def test_notebooks_are_small_and_without_errors(notebook):
 
 
 def shows(code):
-    "Whether a cell surely has an output: it prints at its top level, or ends in a bare name, attribute, tuple or string."
+    "Whether a cell surely has an output: it prints at its top level, or ends in a name, attribute, tuple or f-string."
     body = ast.parse(code).body
-    prints = any(isinstance(s, ast.Expr) and isinstance(s.value, ast.Call) and getattr(s.value.func, 'id', '') == 'print' for s in body)
-    return prints or bool(body) and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, (ast.Name, ast.Attribute, ast.Tuple, ast.JoinedStr))
+    values = [s.value if isinstance(s, ast.Expr) else None for s in body]
+    prints = any(isinstance(v, ast.Call) and getattr(v.func, 'id', '') == 'print' for v in values)
+    return prints or bool(values) and isinstance(values[-1], (ast.Name, ast.Attribute, ast.Tuple, ast.JoinedStr))
 
 
 def hidden_by_semicolon(code): return code.rstrip().endswith(';')
@@ -92,12 +107,14 @@ def hidden_by_semicolon(code): return code.rstrip().endswith(';')
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
 def test_notebooks_are_stored_with_their_outputs(name):
-    cells = [c for c in code_cells(NOTEBOOKS[name]) if not re.match(r'(\s*#\|.*\n)*\s*#\| *(export|hide)', source(c))]
-    expected = [c for c in cells if shows(source(c)) and not hidden_by_semicolon(source(c))]
-    assert any(c['outputs'] for c in cells), "run it, and store it with its outputs"
-    assert all(c['outputs'] for c in expected), [source(c)[-80:] for c in expected if not c['outputs']]
-    drawing = [c for c in cells if re.search(r'\bplt\.(show|subplots|figure|plot|imshow)\(', source(c)) and not re.search(r'^def |plt\.close|savefig', source(c), flags=re.M)]
-    for c in drawing: assert any('image/png' in o.get('data', {}) for o in c['outputs']), source(c)[:80]
+    code = {source(c): c['outputs'] for c in code_cells(NOTEBOOKS[name])}
+    code = {s: o for s, o in code.items() if not re.match(r'(\s*#\|.*\n)*\s*#\| *(export|hide)', s)}
+    assert any(code.values()), "store it with its outputs: make run"
+    for s, outputs in code.items():
+        if shows(s) and not hidden_by_semicolon(s): assert outputs, s[-80:]
+        draws = re.search(r'\bplt\.(show|subplots|figure|plot|imshow)\(', s)
+        if draws and not re.search(r'^def |plt\.close|savefig', s, flags=re.M):
+            assert any('image/png' in o.get('data', {}) for o in outputs), s[:80]
 
 
 def public(body):
@@ -105,16 +122,21 @@ def public(body):
 
 
 def undocumented(code):
-    "Public functions and classes without a docstring, and parameters (of classes: the constructor's, and dataclass fields) without a comment on their line."
-    commented = {t.start[0] for t in tokenize.generate_tokens(iter(code.splitlines(keepends=True)).__next__) if t.type == tokenize.COMMENT}
+    """Public functions and classes without a docstring, and parameters without a comment on their line.
+
+    Parameters of a class are those of its constructor and its call, and the fields of a dataclass or of `Constants`."""
+    tokens = tokenize.generate_tokens(iter(code.splitlines(keepends=True)).__next__)
+    commented = {t.start[0] for t in tokens if t.type == tokenize.COMMENT}
     for node in public(ast.parse(code).body):
         if not ast.get_docstring(node): yield f'{node.name} has no docstring'
         wanted = []
         if isinstance(node, ast.FunctionDef): wanted = [(node.name, a) for a in parameters(node)]
         else:
-            if any('dataclass' in ast.unparse(d) for d in node.decorator_list):
+            if {'dataclass', 'Constants'} & {n.id for d in (*node.decorator_list, *node.bases) for n in ast.walk(d)
+                                             if isinstance(n, ast.Name)}:
                 for field in node.body:
-                    if isinstance(field, ast.AnnAssign) and field.lineno not in commented: yield f'{node.name}.{field.target.id} has no comment'
+                    if isinstance(field, ast.AnnAssign) and not commented & {field.lineno, field.end_lineno}:
+                        yield f'{node.name}.{field.target.id} has no comment'
             for f in node.body:
                 if isinstance(f, ast.FunctionDef) and f.name in ('__init__', '__call__'):
                     wanted += [(f'{node.name}.{f.name}', a) for a in parameters(f)]
@@ -124,12 +146,16 @@ def undocumented(code):
 
 def parameters(f):
     a = f.args
-    return [p for p in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if p is not None and p.arg not in ('self', 'cls')]
+    found = (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg)
+    return [p for p in found if p is not None and p.arg not in ('self', 'cls')]
 
 
 def test_undocumented_finds_what_it_should():
-    code = 'def f(\n x: int, # good\n y: int,\n):\n "Doc."\ndef g(): pass\n@dataclass\nclass A:\n "Doc."\n a: int # good\n b: int\n def __call__(self, c): pass\n'
-    assert list(undocumented(code)) == ['f: y has no comment', 'g has no docstring', 'A.b has no comment', 'A.__call__: c has no comment']
+    code = ('def f(\n x: int, # good\n y: int,\n):\n "Doc."\ndef g(): pass\n'
+            '@dataclass\nclass A:\n "Doc."\n a: int # good\n b: int\n def __call__(self, c): pass\n'
+            'class B(Constants):\n "Doc."\n a: int\n')
+    assert list(undocumented(code)) == ['f: y has no comment', 'g has no docstring', 'A.b has no comment',
+                                        'A.__call__: c has no comment', 'B.a has no comment']
 
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
@@ -137,9 +163,17 @@ def test_public_names_are_documented(name):
     assert not list(undocumented((ROOT/'plm'/f'{name}.py').read_text()))
 
 
-MACHINE = re.compile(r'(?<![\w.:/*~-])/(?:' + '|'.join(['wo' + 'rk', 'ro' + 'ot', 'ho' + 'me', 'tm' + 'p']) + r')(?:/|(?=[\s\'"`,;)]|$))', re.M)
-HOSTS = re.compile('|'.join(['py' + r'pi\.org', 'python' + r'hosted\.org', 'ana' + r'conda\.(?:org|com)', 'conda' + r'\.io', 'npm' + r'js\.(?:org|com)',
-                             'download' + r'\.pytorch\.org', 'npm' + r'mirror\.com', 'art' + 'ifactory']))
+FOLDERS = '|'.join(['wo' + 'rk', 'ro' + 'ot', 'ho' + 'me', 'tm' + 'p'])
+MACHINE = re.compile(rf'(?<![\w.:/*~-])/(?:{FOLDERS})(?:/|(?=[\s\'"`,;)]|$))', re.M)
+HOSTS = re.compile('|'.join([
+    'py' + r'pi\.org', 'python' + r'hosted\.org', 'ana' + r'conda\.(?:org|com)', 'conda' + r'\.io',
+    'npm' + r'js\.(?:org|com)', 'download' + r'\.pytorch\.org', 'npm' + r'mirror\.com', 'art' + 'ifactory']))
+
+
+def files_of_the_repository():
+    command = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT/f for f in listed.split('\0') if f and (ROOT/f).is_file() and not (ROOT/f).is_symlink()]
 
 
 def text_of(path):
@@ -151,32 +185,128 @@ def text_of(path):
     for cell in json.loads(path.read_text())['cells']:
         parts.append(source(cell))
         for o in cell.get('outputs', []):
-            parts += [''.join(o.get('text', '')), *(''.join(v) for k, v in o.get('data', {}).items() if k.startswith('text/'))]
+            shown = {'text/': o.get('text', '')} | o.get('data', {})
+            parts += [''.join(v) for k, v in shown.items() if k.startswith('text/')]
     return re.sub(r'base64,[A-Za-z0-9+/=]+', '', '\n'.join(parts))
 
 
 def test_machine_names_are_recognised():
     for bad in ('cd /wo' + 'rk/main', '"/tm' + 'p/x"', "'/ro" + "ot'", '/ho' + 'me/me'): assert MACHINE.search(bad), bad
-    for good in ('home/me', 'https://a.b/home' + '/c', 'a frame' + 'work/root', '../wo' + 'rk/x'): assert not MACHINE.search(good), good
+    for good in ('home/me', 'https://a.b/home' + '/c', 'a frame' + 'work/root', '../wo' + 'rk/x'):
+        assert not MACHINE.search(good), good
     assert HOSTS.search('https://py' + 'pi.org/simple') and not HOSTS.search('https://github.com')
 
 
 def test_no_machine_paths_and_no_registries():
-    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    files = [ROOT/f for f in listed.split('\0') if f and (ROOT/f).is_file() and not (ROOT/f).is_symlink()]
+    files = [f for f in files_of_the_repository() if f.name != '.gitignore'] # there a leading slash is the folder's own
     assert len(files) > 30
-    files = [f for f in files if f.name != '.gitignore'] # there a leading slash is the folder's own
-    found = [f'{f.relative_to(ROOT)}: {m.group()!r}' for f in files for r in (MACHINE, HOSTS) if (m := r.search(text_of(f)))]
-    assert not found
+    texts = {str(f.relative_to(ROOT)): text_of(f) for f in files}
+    assert [(name, m.group()) for name, t in texts.items() for r in (MACHINE, HOSTS) if (m := r.search(t))] == []
 
 
-def test_a_stage_depends_on_what_its_notebook_imports():
-    "All modules of plm but `params` (DVC watches the values) and, where nothing else of it is used, `training` for `write_log` and `plots` for what is drawn and not kept."
-    stages = {f'{file}:{name}': stage for file in ('dvc.yaml', 'pipelines/ablations/dvc.yaml', 'pipelines/namr/dvc.yaml', 'pipelines/photos/dvc.yaml') for name, stage in yaml.safe_load((ROOT/file).read_text())['stages'].items()}
-    for name, stage in stages.items():
-        notebook, = (dep for dep in stage['deps'] if dep.endswith('.ipynb'))
-        source = ''.join(''.join(cell['source']) + '\n' for cell in json.loads((ROOT/notebook).read_text())['cells'])
-        imported = dict(re.findall(r'^from plm\.(\w+) import (.*)$', source, re.M))
-        free = {'params', *({'training'} if imported.get('training') == 'write_log' else ()), *({'plots'} if not any('report.html' in str(out) for out in stage['outs']) else ())}
-        missing = {f'plm/{m}.py' for m in imported.keys() - free} - set(stage['deps'])
-        assert not missing, f'{name} imports {missing}'
+def parts_of(file):
+    "Name, text and kind of what a person writes there: a notebook's cells, a program, a YAML file."
+    name = str(file.relative_to(ROOT))
+    if file.suffix == '.ipynb':
+        for i, cell in enumerate(json.loads(file.read_text())['cells']):
+            yield f'{name}[{i}]', source(cell), cell['cell_type']
+    elif file.suffix in ('.py', '.yaml') or file.name == 'Makefile': yield name, file.read_text(), file.suffix
+
+
+def too_long(text, kind):
+    "Numbers of the lines of more than 120 characters; tables, links alone on a line and YAML's values may be longer."
+    for at, line in enumerate(text.splitlines(), 1):
+        if kind == 'markdown': fine = re.fullmatch(r'\s*(\|.*|([*-] )?(\S+|!?\[.*\]\(\S*\))\S?)', line)
+        else: fine = kind == '.yaml' and not re.search(r'(^|\s)#', line)
+        if len(line) > 120 and not fine: yield at
+
+
+def test_too_long_finds_what_it_should():
+    row, link, prose = '|' + ' x |'*99, f'[a](http://b/{"c"*120}).', 'words '*30
+    assert list(too_long(f'{row}\n{link}\n{prose}\n', 'markdown')) == [3]
+    assert list(too_long(f'cmd: {prose}\na: b # {prose}\n# {prose}', '.yaml')) == [2, 3]
+    assert list(too_long('x'*120 + '\n' + 'x'*121, '.py')) == [2]
+
+
+def test_lines_are_short():
+    files = [f for f in files_of_the_repository() if f.parent != ROOT/'plm'] # plm holds the code of the cells once more
+    found = [f'{name}:{at}' for f in files for name, text, kind in parts_of(f) for at in too_long(text, kind)]
+    assert not found, f'{len(found)} lines of more than 120 characters:\n' + '\n'.join(found)
+
+
+def test_free_modules_are_there(): assert deps.FREE.keys() <= NOTEBOOKS.keys()
+
+
+def test_modules_are_followed_through_imports(tmp_path, monkeypatch):
+    monkeypatch.setattr(deps, 'ROOT', tmp_path)
+    (tmp_path/'plm').mkdir()
+    (tmp_path/'nbs').mkdir()
+    modules = {'a': 'from .b import x', 'b': 'def f():\n from . import c', 'c': 'from .params import p',
+               'd': 'from jinja2 import e', 'params': 'import plm.d'}
+    for name, code in modules.items(): (tmp_path/f'plm/{name}.py').write_text(code)
+    for name, code in {'one': 'from plm.a import x', 'two': 'import plm.d, plm.params'}.items():
+        nbformat.write(new_notebook(cells=[new_code_cell(code)]), tmp_path/f'nbs/{name}.ipynb')
+    text = """stages:
+  one:
+    cmd: start nbs/one.ipynb
+      copy.ipynb
+    deps: [nbs/old.ipynb, plm/old.py, runs/x,
+           'runs/${y}'] # why
+    outs: [z]
+  two:
+    cmd: start nbs/two.ipynb
+    deps: []
+"""
+    new = deps.with_files(text)
+    assert new == deps.with_files(new) == """stages:
+  one:
+    cmd: start nbs/one.ipynb
+      copy.ipynb
+    deps: [nbs/one.ipynb, plm/a.py, plm/b.py, plm/c.py,
+           runs/x, 'runs/${y}'] # why
+    outs: [z]
+  two:
+    cmd: start nbs/two.ipynb
+    deps: [nbs/two.ipynb, plm/d.py, plm/web]
+"""
+
+
+@pytest.mark.parametrize('file', deps.FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_stages_depend_on_the_modules_they_use(file):
+    for name, stage in yaml.safe_load(file.read_text())['stages'].items():
+        notebook = re.search(r'\S+\.ipynb', stage['cmd'])[0]
+        written = [d for d in stage['deps'] if d.startswith(('nbs/', 'plm/'))]
+        assert written == [notebook, *deps.files_of(ROOT/notebook)], f'run make nbs: {name} depends on other modules'
+    assert file.read_text() == deps.with_files(file.read_text()), 'run make nbs: it writes the modules of the stages'
+
+
+def start(folder, *cells, parameters=()):
+    "A notebook of these cells started in a folder as the stages start theirs; what the command said, and the copy."
+    folder.mkdir()
+    cells = [new_code_cell(code, id=f'cell-{i}') for i, code in enumerate(cells)]
+    cells[0].metadata.tags = ['parameters']
+    kernel = {'name': 'python3', 'display_name': 'python3', 'language': 'python'}
+    nbformat.write(new_notebook(cells=cells, metadata={'kernelspec': kernel}), folder/'stage.ipynb')
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
+    command = [sys.executable, ROOT/'nbs/pipeline/start.py', 'stage.ipynb', 'out/copy.ipynb', *parameters]
+    done = subprocess.run(command, cwd=folder, env=os.environ | {'PATH': path}, capture_output=True, text=True)
+    return done, folder/'out/copy.ipynb'
+
+
+def test_executed_copies_are_the_same_in_another_folder(tmp_path):
+    cells = ['x = 1', "import os, sys, time\nprint('one', x, flush=True)\ntime.sleep(0.5)\nprint('two')\n"
+             "print(os.getcwd(), time.time(), file=sys.stderr)\n[object(), 'three']"]
+    (one, copy), (two, other) = [start(tmp_path/f, *cells, parameters=['-p', 'x', '4']) for f in ('here', 'there')]
+    assert (one.returncode, two.returncode, one.stdout) == (0, 0, '') and copy.read_bytes() == other.read_bytes()
+    outputs = nbformat.read(copy, 4).cells[-1].outputs
+    assert [o.get('text') or o.data['text/plain'] for o in outputs] == ['one 4\ntwo\n', "[<object>, 'three']"]
+    assert os.listdir(copy.parent) == ['copy.ipynb']
+
+
+def test_the_copy_of_a_failed_stage_has_the_traceback(tmp_path):
+    done, copy = start(tmp_path/'here', 'x = 0', "import sys\nprint('noise', file=sys.stderr)\n1/x", 'print(x)')
+    assert done.returncode == 1
+    assert done.stderr.endswith('ZeroDivisionError: division by zero\n(the traceback is in out/copy.ipynb)\n')
+    outputs = [o for cell in nbformat.read(copy, 4).cells if cell.cell_type == 'code' for o in cell.outputs]
+    assert [o.ename for o in outputs] == ['ZeroDivisionError'] and '1' in ''.join(outputs[0].traceback)
+    assert 'start_time' not in copy.read_text()

@@ -1,59 +1,75 @@
-"What the README shows is true: its code runs, its tables are the results, its links lead somewhere."
+"What README.md and the pages of docs/ show is true: code runs, tables are the results, links lead somewhere."
 import csv, re
 from pathlib import Path
 from statistics import mean, stdev
-import pytest
 from plm.ablation import findings_table
 from plm.report import markdown_table
 from plm.supervised import namr_table
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT/'README.md').read_text()
+PAGES = {p: p.read_text() for p in (ROOT/'README.md', *sorted((ROOT/'docs').glob('*.md')))}
+BLOCK = re.compile(r'<!-- (\w+): (\S+) -->\n(.*?)<!-- end -->', re.S)
+BLOCKS = [found for text in PAGES.values() for found in BLOCK.findall(text)]
+
+
+def blocks(kind):
+    "What the marks `<!-- kind: NAME -->` name, mostly a file, and the text from there to `<!-- end -->`."
+    return [(name, shown.strip()) for k, name, shown in BLOCKS if k == kind]
+
+
+def rows_of(file): return list(csv.DictReader((ROOT/file).open()))
+
+
+def markdown(header, lines):
+    return '\n'.join(f"| {' | '.join(line)} |" for line in [header, ['---']*len(header), *lines])
 
 
 def test_the_code_runs_as_it_stands():
-    blocks = re.findall(r'```python\n(.*?)```', README, re.S)
-    assert len(blocks) >= 2
+    code = re.findall(r'```python\n(.*?)```', PAGES[ROOT/'README.md'], re.S)
+    assert len(code) >= 2
     names = {}
-    for block in blocks: exec(compile(block, 'README.md', 'exec'), names)
+    for block in code: exec(compile(block, 'README.md', 'exec'), names)
     assert names['s'].shape == (100, 100) and all(t.isfinite() for t in names['terms'].values())
 
 
-@pytest.mark.parametrize('file', ['docs/glyphs/retrieval.csv', 'docs/omniglot/retrieval.csv'])
-def test_tables_are_the_results(file):
-    shown = re.search(rf'<!-- table: {file} -->\n(.*?)<!-- end -->', README, re.S).group(1).strip()
-    rows = list(csv.DictReader(open(ROOT/file)))
-    assert len({row['seed'] for row in rows}) >= 3
-    assert shown == markdown_table(rows).strip()
+def test_tables_are_the_results():
+    tables = {file: (rows_of(file), shown) for file, shown in blocks('table')}
+    assert {rows[0]['dataset'] for rows, _ in tables.values()} == {'glyphs', 'omniglot'}
+    for file, (rows, shown) in tables.items():
+        assert len({row['seed'] for row in rows}) >= 3
+        assert shown == markdown_table(rows).strip(), file
 
 
-def test_nothing_is_left_to_fill_in(): assert '@@' not in README
+def test_nothing_is_left_to_fill_in():
+    for page, text in PAGES.items(): assert '@@' not in text, page.name
 
 
 def test_links_and_pictures_exist():
-    targets = re.findall(r'\]\(([^)#]+?)(?:#[^)]*)?\)', README)
-    assert len(targets) > 15
-    missing = [t for t in targets if not t.startswith('http') and not (ROOT/t).exists()]
-    assert not missing
+    links = [(page, t) for page, text in PAGES.items() for t in re.findall(r'\]\(([^)#]+?)(?:#[^)]*)?\)', text)]
+    assert len(links) > 15
+    assert [(page.name, t) for page, t in links if not t.startswith('http') and not (page.parent/t).exists()] == []
 
 
 def test_the_findings_are_those_of_the_last_ablations():
-    shown = re.search(r'<!-- findings: docs/ablation.csv -->\n(.*?)<!-- end -->', README, re.S).group(1).strip()
-    header, lines = findings_table([row for row in csv.DictReader(open(ROOT/'docs/ablation.csv')) if row['dataset'] == 'glyphs'])
-    assert len(lines) >= 5 and shown == '\n'.join(f"| {' | '.join(line)} |" for line in [header, ['---']*len(header), *lines])
+    (file, shown), = blocks('findings')
+    header, lines = findings_table([row for row in rows_of(file) if row['dataset'] == 'glyphs'])
+    assert len(lines) >= 5 and shown == markdown(header, lines)
 
 
 def test_the_views_are_those_of_the_last_ablations():
-    shown = re.search(r'<!-- study: view -->\n(.*?)<!-- end -->', README, re.S).group(1).strip()
+    (study, shown), (file, _) = *blocks('study'), *blocks('findings')
     values = {}
-    for row in csv.DictReader(open(ROOT/'docs/ablation.csv')):
-        if (row['dataset'], row['study']) == ('glyphs', 'view'): values.setdefault(row['setting'], {}).setdefault(row['metric'], []).append(100*float(row['value']))
+    for row in rows_of(file):
+        if (row['dataset'], row['study']) == ('glyphs', study):
+            values.setdefault(row['setting'], {}).setdefault(row['metric'], []).append(100*float(row['value']))
+    assert len(values) == 4
     cell = lambda v: f'{mean(v):.1f} ± {stdev(v):.1f}'
-    assert len(values) == 4 and shown == '\n'.join(['| what the estimating encoder sees | R@1 on test | R@1 on val |', '| --- | ---: | ---: |',
-        *(f"| {name} | {cell(v['recall_at_1'])} | {cell(v['val_recall_at_1'])} |" for name, v in values.items())])
+    lines = [(name, cell(v['recall_at_1']), cell(v['val_recall_at_1'])) for name, v in values.items()]
+    assert shown.splitlines()[2:] == markdown((), lines).splitlines()[2:]
+    assert shown.startswith('| what the estimating encoder sees | R@1 on test | R@1 on val |\n')
 
 
 def test_the_gains_are_those_of_the_last_run():
-    shown = re.search(r'<!-- namr: docs/namr.csv -->\n(.*?)<!-- end -->', README, re.S).group(1).strip()
-    header, lines = namr_table(csv.DictReader(open(ROOT/'docs/namr.csv')))
-    assert len(lines) == 10 and shown == '\n'.join(f"| {' | '.join(line)} |" for line in [header, ['---']*len(header), *lines])
+    (file, shown), = blocks('namr')
+    header, lines = namr_table(rows_of(file))
+    assert len(lines) == 10 and shown == markdown(header, lines)

@@ -1,6 +1,8 @@
-"""`dvc repro` of dvc.yaml, with stages side by side that do not wait for each other: as many as have `threads` (params.yaml) cores each, one on a GPU.
+"""`dvc repro` of dvc.yaml, with stages side by side that do not wait for each other.
 
-Every stage is a `dvc repro` of its own, so what is run, kept and written to dvc.lock is what a plain `dvc repro` would. One of these comes last: it runs what was overlooked, and says that everything is up to date.
+As many run at once as have `threads` (params.yaml) cores each, one on a GPU. Every stage is a `dvc repro` of its own,
+so what is run, kept and written to dvc.lock is what a plain `dvc repro` would. One of these comes last: it runs what
+was overlooked, and says that everything is up to date.
 """
 import json, os, queue, re, subprocess, sys, time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -14,7 +16,9 @@ def dvc(*command):
 
 
 def graph():
-    "Stage -> the stages it needs, in the order of dvc.yaml: of those that have changed, and those that come after them. Other pipelines of the repository are left out."
+    """Stage -> the stages it needs, in the order of dvc.yaml, which leaves other pipelines out.
+
+    Only those that have changed, and those that come after them."""
     dot, changed = dvc('dag', '--dot'), set(json.loads(dvc('status', '--json', 'dvc.yaml')))
     edges = re.findall(r'^"([^":]+)" -> "([^":]+)";', dot, re.M)
     while more := {after for before, after in edges if before in changed} - changed: changed |= more
@@ -31,7 +35,8 @@ def abreast():
         from plm.params import load_params
         p = load_params()
         print(p.threads*(p.processes if p.launch == 'torchrun' else 1) if pick_device(p.device).type == 'cpu' else 0)"""
-    answer = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True).stdout.strip() # in a process of its own, because torch stays in memory
+    # in a process of its own, because torch stays in memory
+    answer = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True).stdout.strip()
     if not int(answer or 0): return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return max(1, cores//int(answer))
@@ -40,11 +45,15 @@ def abreast():
 def run(stage, lines):
     "One stage, with its progress bar on a line of its own; whether it ended well."
     line, began = lines.get(), time.monotonic()
-    done = subprocess.run(['dvc', '--wait-for-lock', 'repro', '--single-item', stage], stdout=subprocess.PIPE, text=True, env=os.environ | {'TQDM_POSITION': str(line)})
+    command = ['dvc', '--wait-for-lock', 'repro', '--single-item', stage]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | {'TQDM_POSITION': str(line)})
     lines.put(line)
-    if done.returncode: print(f'\r{stage} failed; what it said is above. What else has finished is kept: mend the cause, and give the command again.', file=sys.stderr, flush=True)
+    if done.returncode:
+        print(f'\r{stage} failed; what it said is above. What else has finished is kept: mend the cause, '
+              'and give the command again.', file=sys.stderr, flush=True)
     elif 'Running stage' in done.stdout: print(f'\r{stage}: ran, {time.monotonic() - began:.0f} s', flush=True)
-    else: print(f'\r{stage}: ' + ('taken from the cache' if 'is cached' in done.stdout else 'nothing to do'), flush=True)
+    elif 'is cached' in done.stdout: print(f'\r{stage}: taken from the cache', flush=True)
+    else: print(f'\r{stage}: nothing to do', flush=True)
     return not done.returncode
 
 

@@ -1,14 +1,62 @@
-"papermill, as the stages start it: `start.py nbs/pipeline/STAGE.ipynb runs/notebooks/COPY.ipynb -p name value`. A second faster than its own command, and with an error of one line instead of eighty; the whole traceback is in the executed copy."
-import os, sys
+"""papermill, as the stages start it: `start.py nbs/pipeline/STAGE.ipynb runs/notebooks/COPY.ipynb -p name value`.
+
+It starts a second sooner than papermill's own command. Its error is one line instead of eighty; the traceback is in the
+executed copy. The copy is the same to the byte whenever the stage computes the same, so dvc.lock stays as it is.
+"""
+import os, re, sys
 from pathlib import Path
-sys.modules['rfc3987_syntax'] = None # a grammar of internet addresses that comes with JupyterLab, takes a second to import, and checks nothing that a notebook has
+# a grammar of internet addresses that comes with JupyterLab, takes a second to import, and checks nothing in a notebook
+sys.modules['rfc3987_syntax'] = None
+import nbformat
 from nbclient.exceptions import DeadKernelError
 from papermill.cli import papermill
 from papermill.exceptions import PapermillExecutionError
-copy = Path(sys.argv[2])
-copy.parent.mkdir(parents=True, exist_ok=True)
-os.environ['JUPYTER_PATH'] = str(Path(__file__).parent) # a description of the kernel that keeps ipykernel's own log out of the terminal; errors of a notebook still get there
-os.environ |= {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**40)} # glibc keeps freed memory; else the kernel clears each large activation anew, a quarter of a GoogLeNet step on a CPU
-try: papermill([*sys.argv[1:], '--cwd', '.', '--no-progress-bar', '--log-level', 'ERROR'])
-except PapermillExecutionError as e: sys.exit(f'{e.ename}: {e.evalue}\n(the traceback is in {copy})')
-except DeadKernelError: sys.exit('The process of the notebook was killed; most often memory had run out. Lower train.batch_size or train.crop, then give the same command again: finished epochs are kept.')
+
+KERNEL = { # of the kernel's environment
+    'JUPYTER_PATH': str(Path(__file__).resolve().parent), # its ipykernel keeps its own log out of the terminal
+    # glibc keeps freed memory; else Linux clears each large activation anew, a quarter of a GoogLeNet step on a CPU
+    'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**40),
+}
+KILLED = ('The process of the notebook was killed; most often memory had run out. '
+          'Lower train.batch_size or train.crop, then give the same command again: finished epochs are kept.')
+
+
+def lasting(outputs):
+    "A cell's outputs without what changes from run to run: progress bars and warnings (stderr), addresses of objects."
+    kept = []
+    for o in outputs:
+        if o.output_type == 'stream' and o.name == 'stderr': continue
+        if text := o.get('data', {}).get('text/plain'): o.data['text/plain'] = re.sub(r' at 0x[0-9a-f]+(?=>)', '', text)
+        if kept and o.output_type == kept[-1].output_type == 'stream': kept[-1].text += o.text # the clock cuts these
+        else: kept.append(o)
+    return kept
+
+
+def save(
+    nb, # an executed notebook
+    file: Path, # where it will be, whole or not at all
+):
+    "Save without times, folders, random ids, and all that `lasting` leaves out."
+    nb.metadata = {'kernelspec': nb.metadata.kernelspec}
+    for cell in nb.cells:
+        tags = cell.metadata.get('tags', [])
+        cell.metadata = {'tags': tags} if tags else {}
+        if 'injected-parameters' in tags: cell.id = 'injected-parameters'
+        if cell.cell_type == 'code': cell.outputs = lasting(cell.outputs)
+    part = file.with_name(f'.{file.name}.part')
+    nbformat.write(nb, part)
+    part.replace(file)
+
+
+def main():
+    copy = Path(sys.argv[2])
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    os.environ |= KERNEL
+    try: papermill([*sys.argv[1:], '--cwd', '.', '--no-progress-bar', '--log-level', 'ERROR'])
+    except PapermillExecutionError as e: sys.exit(f'{e.ename}: {e.evalue}\n(the traceback is in {copy})')
+    except DeadKernelError: sys.exit(KILLED)
+    finally: # papermill ends by SystemExit, even if all is well
+        if copy.exists(): save(nbformat.read(copy, 4), copy)
+
+
+if __name__ == '__main__': main()
