@@ -1,5 +1,6 @@
 "The contract of a method, and what the loop says when it cannot go on."
 import pytest, torch
+import plm.losses
 from plm.core import Constants, generator_at
 from plm.encoder import Encoder
 from plm.training import Method, Run, TrainConstants, fit, memory_advice
