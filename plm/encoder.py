@@ -31,7 +31,7 @@ class ConvNet(nn.Sequential):
                              "For photos choose another backbone, such as googlenet.")
         return super().forward(x)
 
-# %% ../nbs/03_encoder.ipynb #3ef57414
+# %% ../nbs/03_encoder.ipynb #1e6daaf0
 PRECISIONS, NORMS = ('float32', 'bf16'), ('moving', 'still')
 
 class Encoder(nn.Module):
@@ -46,8 +46,8 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         if not callable(backbone) or isinstance(backbone, nn.Module):
-            raise TypeError(f"backbone must be a function that makes a network, such as ConvNet, got {repr(backbone)[:40]}. "
-                            "For a network by name use plm.backbones.build_encoder.")
+            raise TypeError(f"backbone must be a function that makes a network, got {repr(backbone)[:40]}. "
+                            "Pass one such as ConvNet; for a network by name use plm.backbones.build_encoder.")
         self.crop, self.mixed = crop, one_of(precision, PRECISIONS, 'precision') == 'bf16'
         self.still = one_of(norm, NORMS, 'norm') == 'still'
         with torch.random.fork_rng(devices=[]): # torch's initialisers read the global generator: lend it ours

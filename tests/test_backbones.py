@@ -299,7 +299,8 @@ def test_weights_that_cannot_be_fetched(published):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)) # nobody listens
         address = f'http://127.0.0.1:{s.getsockname()[1]}'
-        for mirror, error, what in ((None, FileNotFoundError, 'does not exist'), (address, ConnectionError, 'could not')):
+        for mirror, error, what in ((None, FileNotFoundError, 'does not exist'),
+                                    (address, ConnectionError, 'could not be read')):
             words = f'{file.name} {what}.*Put {file.name} into .*weights yourself, or set PLM_MIRROR.*PLM_WEIGHTS'
             with pytest.raises(error, match=words): fetch_weights('resnet18', mirror)
     assert not list(folder.iterdir())
@@ -346,7 +347,7 @@ class Runs:
     (lambda s: {k: v for k, v in s.items() if k != '0.weight'}, r'does not fit convnet: it lacks 0\.weight\.'),
     (lambda s: s | {'extra': torch.zeros(1)}, 'has, unexpectedly, extra'),
     (lambda s: {}, 'holds no state dict'), (lambda s: [1], 'holds no state dict'),
-    (lambda s: {'state': s}, 'holds no state dict'), (lambda s: Runs(), 'code besides, which is never run'),
+    (lambda s: {'state': s}, 'holds no state dict'), (lambda s: Runs(), 'holds code, which is never run'),
     (None, 'is no file of tensors')])
 def test_files_that_are_no_weights(tmp_path, monkeypatch, content, words):
     monkeypatch.chdir(tmp_path)

@@ -192,7 +192,7 @@ class Jump(nn.Module):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_the_average_moves_in_every_precision(dtype, when):
-    "5,000 steps of one thousandth go 0.993 of the way, also if the module that holds the average became one of 16 bits."
+    "5,000 steps of one thousandth go 0.993 of the way, even if a module that holds the average is changed to 16 bits."
     theta = Jump()
     if when == 'before': theta.to(dtype)
     phi = MomentumEncoder(theta, 0.999)
