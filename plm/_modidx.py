@@ -345,6 +345,7 @@ d = { 'settings': {'doc_baseurl': '/plm', 'doc_host': 'https://plm.github.io', '
                             'plm.photos._square': ('photos.html#_square', 'plm/photos.py'),
                             'plm.photos._walk': ('photos.html#_walk', 'plm/photos.py'),
                             'plm.photos._why_unknown': ('photos.html#_why_unknown', 'plm/photos.py'),
+                            'plm.photos._without_twins': ('photos.html#_without_twins', 'plm/photos.py'),
                             'plm.photos.decode_image': ('photos.html#decode_image', 'plm/photos.py'),
                             'plm.photos.list_images': ('photos.html#list_images', 'plm/photos.py'),
                             'plm.photos.write_photos': ('photos.html#write_photos', 'plm/photos.py')},

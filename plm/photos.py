@@ -254,7 +254,7 @@ def _grey_as_rgb(values, notes):
     notes.append(f'{bits}-bit grey scaled to 8 bits')
     return Image.fromarray(grey.astype(np.uint8)).convert('RGB')
 
-# %% ../nbs/16_photos.ipynb #e033c7f5
+# %% ../nbs/16_photos.ipynb #457ccdca
 _COMMIT = 5. # seconds of work that a kill can cost
 _AHEAD = 8 # decoded photos per worker that may wait for a slow one before them
 
@@ -277,21 +277,19 @@ def write_photos(
     or none could be decoded; `OSError` (ENOSPC) that says how much is needed if the disk is too small."""
     files, out, scratch, workers = _checked(files, out, side, workers, scratch)
     part, state = (scratch/f'.{out.name}.{kind}' for kind in ('part', 'state'))
-    name, fingerprint = _names(files), _fingerprint(files, side, drop_duplicates)
+    fingerprint, name = _fingerprint(files, side, drop_duplicates), _names(files)
     images, done = _resume(part, state, fingerprint) or (_reserve(part, len(files), side), [])
     def commit():
         images.flush() # the rows first
         with whole_file(state) as tmp: tmp.write_text(json.dumps([fingerprint, *done]))
-    first, committed = {}, time.monotonic()
-    for i, (digest, _) in enumerate(done): first.setdefault(digest, i)
-    row, todo = sum(digest is not None for digest, _ in done), range(len(done), len(files))
+    row, committed = sum(digest is not None for digest, _ in done), time.monotonic()
     with _quiet(), ThreadPoolExecutor(workers) as pool:
         decoded = _in_order(pool, files[len(done):], side, _AHEAD*workers)
-        for i, (pixels, note, digest) in zip(progress(todo, 'decoding photos'), decoded):
-            if digest is not None and (twin := first.setdefault(digest, i)) != i:
-                note = '; '.join(filter(None, [f"duplicate: same pixels as {name(twin)}", note]))
-                if drop_duplicates: digest = None
-            if digest is not None: images[row], row = pixels, row + 1
+        decoded = _without_twins(decoded, done, name, drop_duplicates)
+        for pixels, note, digest in progress(decoded, 'decoding photos', len(files) - len(done)):
+            if digest is not None:
+                images[row] = pixels
+                row += 1
             done.append([digest, note])
             if time.monotonic() - committed > _COMMIT:
                 commit()
@@ -304,6 +302,27 @@ def write_photos(
                                  f"{done[0][1]}. {report} says why for each.")
     kept = np.array([i for i, (digest, _) in enumerate(done) if digest], np.int64)
     return Written(kept, {i: note for i, (_, note) in enumerate(done) if note})
+
+def _in_order(pool, files, side, ahead):
+    "Yield (pixels, note, sum) for each file in order; at most `ahead` are under way."
+    def work(file):
+        pixels, note = _decode(file, side)
+        return pixels, note, None if pixels is None else hashlib.blake2b(pixels, digest_size=16).hexdigest()
+    files, waiting = iter(files), deque()
+    while True:
+        waiting.extend(pool.submit(work, file) for file in itertools.islice(files, ahead - len(waiting)))
+        if not waiting: return
+        yield waiting.popleft().result()
+
+def _without_twins(decoded, done, name, drop_duplicates):
+    "Name the earlier photo of the same pixels in the note; perhaps take the sum away: the photo gets no row."
+    first = {}
+    for i, (digest, _) in enumerate(done): first.setdefault(digest, i)
+    for i, (pixels, note, digest) in enumerate(decoded, len(done)):
+        if digest is not None and (twin := first.setdefault(digest, i)) != i:
+            note = '; '.join(filter(None, [f"duplicate: same pixels as {name(twin)}", note]))
+            if drop_duplicates: digest = None
+        yield pixels, note, digest
 
 def _checked(files, out, side, workers, scratch):
     if isinstance(files, (str, Path)):
@@ -364,7 +383,8 @@ def _report(out, done, name):
 
 def _fingerprint(files, side, drop_duplicates):
     "Of everything that decides the array."
-    code = [inspect.getsource(f) for f in (_open, _decode, _read, _square, _as_rgb, _grey_as_rgb, write_photos)]
+    deciding = _open, _decode, _read, _square, _as_rgb, _grey_as_rgb, _without_twins, write_photos
+    code = [inspect.getsource(f) for f in deciding]
     digest = hashlib.sha256(repr((code, PIL.__version__, MIN_SIDE, MAX_PIXELS, side, drop_duplicates)).encode())
     for file in files:
         try: info = file.stat()
@@ -372,17 +392,6 @@ def _fingerprint(files, side, drop_duplicates):
         else: state = info.st_size, info.st_mtime_ns
         digest.update(repr((os.fsencode(file.absolute()), state)).encode())
     return digest.hexdigest()
-
-def _in_order(pool, files, side, ahead):
-    "Yield (pixels, note, sum) for each file in order; at most `ahead` are under way."
-    def work(file):
-        pixels, note = _decode(file, side)
-        return pixels, note, None if pixels is None else hashlib.blake2b(pixels, digest_size=16).hexdigest()
-    files, waiting = iter(files), deque()
-    while True:
-        waiting.extend(pool.submit(work, file) for file in itertools.islice(files, ahead - len(waiting)))
-        if not waiting: return
-        yield waiting.popleft().result()
 
 def _names(files):
     "From the index of a file to its name below the folder they share: a report does not tell of the machine."

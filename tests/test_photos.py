@@ -575,7 +575,7 @@ def cut_at(monkeypatch, n):
 def commit_always(monkeypatch):
     "Commit after each photo; and the source that the fingerprint reads stays the same, whatever the tests put in."
     monkeypatch.setattr(photos, '_COMMIT', -1)
-    deciding = ('_open', '_decode', '_read', '_square', '_as_rgb', '_grey_as_rgb', 'write_photos')
+    deciding = ('_open', '_decode', '_read', '_square', '_as_rgb', '_grey_as_rgb', '_without_twins', 'write_photos')
     plain = {f: inspect.getsource(getattr(photos, f)) for f in deciding}
     monkeypatch.setattr(photos.inspect, 'getsource',
                         lambda f: plain.get('_decode' if f.__name__ == 'decode' else f.__name__))
