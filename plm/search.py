@@ -330,10 +330,15 @@ def plot_neighbours(
     plt.close(fig)
     return fig
 
-# %% ../nbs/30_search.ipynb #edaf203f
-_STYLE = '''body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1200px;padding:0 1em;color:#111}h1,h2{line-height:1.2}table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}
-.line{display:flex;flex-wrap:wrap;gap:2px 18px;align-items:end;margin:0 0 14px}.line div{display:flex;gap:2px}figure{margin:0}figcaption{font-size:12px;color:#555}img{width:54px;height:54px;display:block;border:2px solid transparent;outline:1px solid #ddd;outline-offset:-3px;flex:none}img.right{border-color:#15803d}img.wrong{border:2px dashed #dc2626}
-.head{font-size:13px;color:#555}small{color:#555}'''
+# %% ../nbs/30_search.ipynb #4df072c5
+from .plots import thumbnails
+from .report import data_url, render
+
+def _jpeg(image):
+    "A photo (3, s, s) as text for a page."
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, 'JPEG', quality=80)
+    return data_url(file.getvalue())
 
 def write_photos_page(
     path: str | Path, # the .html
@@ -346,18 +351,9 @@ def write_photos_page(
     tables: dict[str, list] = {}, # heading -> lines, the first of which is the header; they stand below the photos
 ):
     "A self-contained page of queries and what is near to them."
-    shown = sorted({*queries, *(int(r) for rows in found.values() for r in rows.flat)})
-    def safe(name): return html.escape(str(name).encode('utf-8', 'replace').decode(), quote=True)
-    def tile(row, query):
-        kind = '' if query is None or labels is None or labels[query] is None or labels[row] is None else ' class=right' if labels[query] == labels[row] else ' class=wrong'
-        return f'<img data-i={row}{kind} alt="{safe(files[row])}" title="{safe(files[row])}">'
-    lines = [f'<small>{safe(files[q])}</small><div class=line><div>{tile(q, None)}</div>{"".join(f"<figure><figcaption>{safe(title)}</figcaption><div>" + "".join(tile(int(r), q) for r in rows[i]) + "</div></figure>" for title, rows in found.items())}</div>' for i, q in enumerate(queries)]
-    below = [f"<h2>{safe(name)}</h2><table>{''.join('<tr>' + ''.join(f'<{cell}>{safe(c)}</{cell}>' for c in row) + '</tr>' for row, cell in zip(rows, ['th'] + ['td']*len(rows)))}</table>" for name, rows in tables.items()]
-    with whole_file(path) as tmp, open(tmp, 'w', encoding='utf-8') as out:
-        out.write(f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><title>Photos</title><style>{_STYLE}</style><h1>What is near to what</h1>{"".join(f"<p>{safe(t)}</p>" for t in text)}'
-                  f'<p class=head>In each line a photo, drawn at random, and its nearest ones: {safe("; ".join(found))}.{" Solid green: same label. Dashed red: another." if labels is not None else ""} Point at a photo for its name.</p>{"".join(lines)}{"".join(below)}<script>const photos={{')
-        for row in shown:
-            buffer = io.BytesIO()
-            _thumb(images[row], 80).save(buffer, 'JPEG', quality=80)
-            out.write(f'{row}:"{base64.b64encode(buffer.getvalue()).decode()}",')
-        out.write('};for(const i of document.querySelectorAll("img[data-i]"))i.src="data:image/jpeg;base64,"+photos[i.dataset.i]</script></html>')
+    found = {title: rows.tolist() for title, rows in found.items()}
+    shown = sorted({*queries, *(i for rows in found.values() for row in rows for i in row)})
+    photos = {i: _jpeg(image) for i, image in zip(shown, thumbnails(images, shown, 80))}
+    page = render('photos.html', files=files, queries=queries, found=found, labels=labels, text=text, tables=tables,
+                  photos=photos)
+    with whole_file(path) as tmp: tmp.write_text(page, encoding='utf-8', errors='replace') # a name need not be text
