@@ -93,12 +93,11 @@ def toy(tmp_path_factory):
     (root/'pipelines/namr/params.yaml').write_text(yaml.safe_dump(namr))
     params = yaml.safe_load((ROOT/'params.yaml').read_text())
     params.update(dataset='glyphs', methods=list(METHODS), seeds=list(SEEDS), device='cpu')
-    glyphs = params['glyphs']
-    glyphs['sizes'] = dict(n_train=12, n_val=8, n_test=8, n_source=30, per_class=10)
-    glyphs['pretrain'] |= dict(epochs=2, batch_size=64)
-    glyphs['train'] |= dict(dim=32, epochs=EPOCHS, batch_size=20)
-    glyphs['stml'] |= dict(wide=64, k=5)
-    glyphs['plm'] |= dict(n_proxies=10, k=5)
+    params['glyphs']['sizes'] = dict(n_train=12, n_val=8, n_test=8, n_source=30, per_class=10)
+    params['pretrain'] |= dict(epochs=2, batch_size=64)
+    params['train'] |= dict(dim=32, epochs=EPOCHS, batch_size=20)
+    params['stml'] |= dict(wide=64, k=5)
+    params['plm'] |= dict(n_proxies=10, k=5)
     toy = Toy(root, home)
     toy.write_params(params)
     toy.ok('git', 'init', '-q')
@@ -176,9 +175,9 @@ def test_nothing_changed_nothing_runs(toy):
 
 def test_a_constant_reruns_what_depends_on_it(toy, tmp_path):
     own = toy.copy(tmp_path/'toy')
-    own.edit_params('omniglot', 'plm', 'delta', value=1.5)
+    own.edit_params('omniglot', 'stml', 'gamma', value=0.9)
     assert own.would_run() == []
-    own.edit_params('glyphs', 'plm', 'delta', value=1.5)
+    own.edit_params('plm', 'delta', value=1.5)
     plm = [f'train@plm-{s}' for s in SEEDS]
     # what follows is compared with files that a dry run does not change, so ask the graph; the report prints the constants and depends on them itself
     assert sorted(own.would_run()) == ['report', 'similarity', *plm]
@@ -204,7 +203,7 @@ def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
     own.ok('dvc', 'repro')
     page = (own.root/'results/report.html').read_text()
     assert 'Study: m' in page and 'Study: parts' in page and 'None have been run' not in page and 'with other constants' not in page
-    own.edit_params('glyphs', 'plm', 'delta', value=1.25)
+    own.edit_params('plm', 'delta', value=1.25)
     own.ok(*own.notebook('report'))
     assert 'made with other constants: plm.delta = ' in (own.root/'results/report.html').read_text()
 
@@ -359,15 +358,15 @@ def no_archives(toy):
 
 def misspell_constant(toy):
     params = yaml.safe_load((toy.root/'params.yaml').read_text())
-    params['glyphs']['plm']['n_alhpa'] = params['glyphs']['plm'].pop('n_alpha')
+    params['plm']['n_alhpa'] = params['plm'].pop('n_alpha')
     toy.write_params(params)
 
 TRAIN = dict(stage='train', seed=SEEDS[0])
 MISTAKES = { # what is wrong -> how it comes about, the command, what the last lines must say
     'data set': (lambda toy: toy.edit_params('dataset', value='glphys'), ['dvc', 'repro'], ["unknown data set 'glphys'", "Did you mean 'glyphs'?"]),
-    'method in params.yaml': (lambda toy: toy.edit_params('methods', value=['smtl']), ['dvc', 'repro', '--single-item', f'train@smtl-{SEEDS[0]}'], ['glyphs.smtl', 'params.yaml']),
+    'method in params.yaml': (lambda toy: toy.edit_params('methods', value=['smtl']), ['dvc', 'repro', '--single-item', f'train@smtl-{SEEDS[0]}'], ['smtl', 'params.yaml']),
     'method of the run': (lambda toy: None, dict(TRAIN, method='pml'), ["unknown method 'pml'", "Did you mean 'plm'?"]),
-    'constant': (misspell_constant, ['dvc', 'repro'], ['glyphs.plm.n_alhpa is not a parameter', "Did you mean 'n_alpha'?"]),
+    'constant': (misspell_constant, ['dvc', 'repro'], ['plm.n_alhpa is not a parameter', "Did you mean 'n_alpha'?"]),
     'no archives': (no_archives, ['dvc', 'repro', 'download'], ['images_background_small1.zip does not exist', 'PLM_MIRROR', 'dvc pull']),
     'damaged start': (damage_start, dict(TRAIN, method='plm'), [f'runs/pretrain/{SEEDS[0]}/encoder.pt cannot be read', 'Delete it and run `dvc repro` again']),
 }
