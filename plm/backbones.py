@@ -156,7 +156,7 @@ def fetch_weights(
         if e.errno is None: raise # not the disk's
         raise OSError(e.errno, f"{e.strerror} {_FOLDER}") from e
 
-# %% ../nbs/15_backbones.ipynb #2be77bf5
+# %% ../nbs/15_backbones.ipynb #5ebf79f6
 def _read_weights(path, backbone):
     "The state dict in a file."
     cure = 'Write it with torch.save(net.state_dict(), path).'
@@ -172,7 +172,7 @@ def _read_weights(path, backbone):
         else: state = _module('safetensors.torch', 'timm', f'reading {path.name}').load_file(path)
     except (OSError, ImportError): raise
     except Exception: # a dozen kinds for what is no such file; torch's text advises to run the code in it
-        raise ValueError(f"{path} is no file of tensors, is cut off, or holds code, which is never run. {cure}") from None
+        raise ValueError(f"{path} is no file of tensors, is cut off, or holds code (never run). {cure}") from None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no state dict (names to tensors). {cure}")
     return state

@@ -6,9 +6,11 @@ BYTES = np.random.default_rng(0).bytes(3 << 20)
 
 
 class Server:
-    "Its manners: `cut` bytes per answer, after which the line is closed or, with `held`, silent till `go_on` is set; `ranges`, `tag`, `body`, `code`. It remembers what it was `asked`."
+    """Its manners: `cut` bytes per answer, after which the line is closed or, with `held`, silent till `go_on` is set;
+    `ranges`, `tag`, `body`, `code`. It remembers what it was `asked`."""
     def __init__(self):
-        self.body, self.cut, self.ranges, self.tag, self.code, self.asked, self.odd_part, self.length = BYTES, None, True, '"1"', None, [], False, True
+        self.body, self.cut, self.ranges, self.tag, self.code = BYTES, None, True, '"1"', None
+        self.asked, self.odd_part, self.length = [], False, True
         self.held, self.go_on = False, threading.Event()
         me = self
         class Handler(http.server.BaseHTTPRequestHandler):

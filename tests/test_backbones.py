@@ -347,7 +347,7 @@ class Runs:
     (lambda s: {k: v for k, v in s.items() if k != '0.weight'}, r'does not fit convnet: it lacks 0\.weight\.'),
     (lambda s: s | {'extra': torch.zeros(1)}, 'has, unexpectedly, extra'),
     (lambda s: {}, 'holds no state dict'), (lambda s: [1], 'holds no state dict'),
-    (lambda s: {'state': s}, 'holds no state dict'), (lambda s: Runs(), 'holds code, which is never run'),
+    (lambda s: {'state': s}, 'holds no state dict'), (lambda s: Runs(), 'holds code .never run'),
     (None, 'is no file of tensors')])
 def test_files_that_are_no_weights(tmp_path, monkeypatch, content, words):
     monkeypatch.chdir(tmp_path)
