@@ -12,9 +12,9 @@ from .core import check_embeddings
 # %% auto #0
 __all__ = ['SimCLRLoss', 'contextual_similarity', 'relaxed_contrastive', 'STMLLoss']
 
-# %% ../nbs/12_baselines.ipynb #1463018f
+# %% ../nbs/12_baselines.ipynb #c6f5a3a1
 class SimCLRLoss(nn.Module):
-    "Normalised, temperature-scaled cross-entropy of two views (SimCLR, Chen et al. 2020): pytorch-metric-learning's `NTXentLoss`."
+    "Normalised, temperature-scaled cross-entropy of two views (SimCLR, Chen et al. 2020), by pytorch-metric-learning."
     def __init__(self,
         temperature: float = 0.1, # of the softmax, above 0; smaller: the nearest wrong images count more (ours)
     ):

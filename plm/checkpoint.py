@@ -39,13 +39,14 @@ def fingerprint(
         else: h.update(part if isinstance(part, bytes) else repr(part).encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/09_checkpoint.ipynb #a49f1068
+# %% ../nbs/09_checkpoint.ipynb #f6d16c09
 def is_full_memory(
     e: BaseException, # of torch
 ) -> bool:
-    "Whether an error says that memory was not enough: a GPU has a kind of its own for most cases, a CPU and cuBLAS have words."
+    "Whether an error says that memory was not enough. A CPU and cuBLAS raise a plain `RuntimeError`."
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)): return True
     words = ("can't allocate memory", 'out of memory', 'ALLOC_FAILED')
-    return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or isinstance(e, RuntimeError) and any(w in str(e) for w in words)
+    return isinstance(e, RuntimeError) and any(w in str(e) for w in words)
 
 def save_state(
     state, # a nest of tensors, numbers, strings, lists and dicts
@@ -53,7 +54,7 @@ def save_state(
 ):
     "Write with `torch.save`, whole or not at all; equal states give equal bytes. `OSError` if the disk is full."
     try:
-        with whole_file(path) as tmp, open(tmp, 'wb') as f: torch.save(state, f) # to a path, torch would write the temporary name
+        with whole_file(path) as tmp, open(tmp, 'wb') as f: torch.save(state, f) # given a path, torch stores its name
     except RuntimeError as e: # torch's own words for a disk that takes no more
         if 'inline_container' not in str(e): raise
         free = shutil.disk_usage(Path(path).parent).free/1e6
@@ -68,5 +69,6 @@ def load_state(
     if not Path(path).exists(): raise FileNotFoundError(f"{path} is missing. `dvc repro` makes it.")
     try: return torch.load(path, map_location=device, weights_only=True)
     except Exception as e: # torch raises a dozen kinds for a file that is no state
-        if is_full_memory(e): raise MemoryError(f"memory was not enough to read {path}. Close what else is running.") from e
-        raise ValueError(f"{path} cannot be read as a saved state ({type(e).__name__}). Delete it and run `dvc repro` again.") from e
+        if is_full_memory(e): raise MemoryError(f"not enough memory to read {path}. Close what else is running.") from e
+        raise ValueError(f"{path} cannot be read as a saved state ({type(e).__name__}). "
+                         "Delete it and run `dvc repro` again.") from e

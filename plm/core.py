@@ -52,7 +52,7 @@ def one_of(
     hint = f" Did you mean {near[0]!r}?" if near else ''
     raise ValueError(f"unknown {what} {value!r}.{hint} Choose one of: {', '.join(map(str, options))}.")
 
-# %% ../nbs/00_core.ipynb #67cfb878
+# %% ../nbs/00_core.ipynb #1571e4a2
 def check_embeddings(
     z: Tensor, # (B, d) embeddings
     what: str = 'embeddings', # their name in the message
@@ -61,14 +61,14 @@ def check_embeddings(
     if z.ndim != 2: raise ValueError(f"{what} must have shape (B, d), got {tuple(z.shape)}.")
     if not torch.isfinite(z).all():
         rows = (~torch.isfinite(z).all(1)).nonzero().flatten()
-        raise ValueError(f"{what} have NaN or infinite values in {len(rows)} of {len(z)} rows (first: row {rows[0].item()}). "
+        raise ValueError(f"{what} have NaN or infinite values in {len(rows)} of {len(z)} rows (first: row {rows[0]}). "
                          "Lower the learning rate, or look for broken input images.")
     return z
 
-# %% ../nbs/00_core.ipynb #39914c00
+# %% ../nbs/00_core.ipynb #14a08cfc
 class Constants(BaseModel):
-    "Constants of one thing. A subclass declares a field for each: its type, its range (`pydantic.Field`), and a comment that says what it means."
-    model_config = ConfigDict(frozen=True, extra='forbid', strict=True) # strict: 3 passes for 3.0, but neither '3' nor True for 3
+    "Constants of one thing. A subclass declares a field for each: type, range (`pydantic.Field`), meaning (a comment)."
+    model_config = ConfigDict(frozen=True, extra='forbid', strict=True) # strict: 3 is read as 3.0; '3' and True are not
 
 def read_constants(
     cls: type[Constants], # which constants are wanted
@@ -78,40 +78,44 @@ def read_constants(
     "Check the constants of one section of a file; `ValueError` names every one that is wrong."
     if not isinstance(values, dict): raise ValueError(f"{where} must be a mapping of names to values, got {values!r}.")
     try: return cls.model_validate(values)
-    except ValidationError as e: raise ValueError('\n'.join(_in_words(error, cls, where) for error in e.errors())) from None
+    except ValidationError as e: wrong = [_in_words(error, cls, where) for error in e.errors()]
+    raise ValueError('\n'.join(wrong))
 
 def _in_words(error, cls, where):
-    name = '.'.join(map(str, (where, *error['loc'])))
+    name, message = '.'.join(map(str, (where, *error['loc']))), error['msg']
     if error['type'] == 'missing': return f"{name} is missing."
-    if error['type'] == 'value_error': return f"{name if error['loc'] else where}: {error['ctx']['error']}"
-    if error['type'] != 'extra_forbidden': return f"{name}: {error['msg'][:1].lower()}{error['msg'][1:]}, got {error['input']!r}."
+    if error['type'] == 'value_error': return f"{name}: {error['ctx']['error']}"
+    if error['type'] != 'extra_forbidden': return f"{name}: {message[:1].lower()}{message[1:]}, got {error['input']!r}."
     near = difflib.get_close_matches(str(error['loc'][0]), cls.model_fields, n=1, cutoff=0.5)
-    return f"{name} is not a parameter.{f' Did you mean {near[0]!r}?' if near else ''} {where} has: {', '.join(cls.model_fields) or 'nothing'}."
+    hint = f" Did you mean {near[0]!r}?" if near else ''
+    return f"{name} is not a parameter.{hint} {where} has: {', '.join(cls.model_fields) or 'nothing'}."
 
-# %% ../nbs/00_core.ipynb #35756295
+# %% ../nbs/00_core.ipynb #f4dc6d25
 def pick_device(
     name: str = 'auto', # 'auto', or anything that `torch.device` accepts
 ) -> torch.device:
-    "The device to run on: a GPU when there is one, unless told otherwise. `RuntimeError` if the named GPU is not there."
+    "The device to run on: by default a GPU when there is one. `RuntimeError` if the named GPU is not there."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     device = torch.device(name)
     if device.type == 'cuda' and not torch.cuda.is_available():
-        raise RuntimeError(f"device {name!r} was asked for, but torch sees no GPU here. Set device: auto (or cpu) in params.yaml.")
+        raise RuntimeError(f"device {name!r} was asked for, but torch sees no GPU here. "
+                           "Set device: auto (or cpu) in params.yaml.")
     return device
 
-# %% ../nbs/00_core.ipynb #f25e9fa0
+# %% ../nbs/00_core.ipynb #ead2083e
 def progress(
     items, # what to iterate over
     desc: str, # what is being done, shown before the bar
     total: int | None = None, # number of items, if `items` has no length
 ):
-    "A progress bar where a person can see it: in the terminal, under the notebook's cell, or in the terminal behind papermill."
-    if int(os.environ.get('RANK', 0)): return text_tqdm(items, desc=desc, total=total, disable=True) # of several processes, the first one shows it
+    "A progress bar where a person sees it: in the terminal, under the notebook's cell, or in papermill's terminal."
+    say = dict(desc=desc, total=total)
+    if int(os.environ.get('RANK', 0)): return text_tqdm(items, **say, disable=True) # the first process shows it
     in_kernel = 'ipykernel' in sys.modules and hasattr(sys.stderr, 'pub_thread')
-    if not in_kernel: return text_tqdm(items, desc=desc, total=total)
-    if 'JPY_SESSION_NAME' in os.environ: return auto_tqdm(items, desc=desc, total=total) # set by the notebook server
+    if not in_kernel: return text_tqdm(items, **say)
+    if 'JPY_SESSION_NAME' in os.environ: return auto_tqdm(items, **say) # set by the notebook server
     try: terminal = os.fdopen(os.dup(sys.stderr.fileno()), 'w')
-    except io.UnsupportedOperation: return auto_tqdm(items, desc=desc, total=total) # a kernel that does not watch its file descriptors
+    except io.UnsupportedOperation: return auto_tqdm(items, **say) # a kernel that does not watch its file descriptors
     try: width = os.get_terminal_size(terminal.fileno()).columns
     except OSError: width = 0 # a pipe
-    return text_tqdm(items, desc=desc, total=total, file=terminal, ncols=width or 100, mininterval=0.5) # some terminals say they are 0 wide
+    return text_tqdm(items, **say, file=terminal, ncols=width or 100, mininterval=0.5) # a terminal may say it is 0 wide
