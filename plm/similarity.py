@@ -30,7 +30,7 @@ class Similarity:
         s = self.directed(a, a)
         return ((s + s.T)/2).fill_diagonal_(1)
 
-# %% ../nbs/05_similarity.ipynb #5430eae5
+# %% ../nbs/05_similarity.ipynb #e42889fb
 class PiecewiseLinear(Similarity):
     "The published similarity: it falls slowly along a piece and fast off it (PLM; docs/method.md, section 4)."
     def __init__(self,
@@ -39,8 +39,8 @@ class PiecewiseLinear(Similarity):
     ):
         "`ValueError` unless n_alpha >= n_beta >= 0. Equal ones are for ablations: then a piece has hardly a direction."
         if not n_alpha >= n_beta >= 0:
-            raise ValueError(f"need n_alpha >= n_beta >= 0, got {n_alpha} and {n_beta}: leaving a piece must cost more than "
-                             "moving along it. Published curves are level for n_beta=0.5 with n_alpha from 3 to 6.")
+            raise ValueError(f"need n_alpha >= n_beta >= 0, got {n_alpha} and {n_beta}: leaving a piece must cost more "
+                             "than moving along it. Published curves are level for n_beta=0.5 and n_alpha from 3 to 6.")
         self.n_alpha, self.n_beta = n_alpha, n_beta
 
     def directed(self, pieces: Pieces, others: Pieces) -> Tensor:
