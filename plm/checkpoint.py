@@ -14,7 +14,7 @@ from .core import whole_file
 # %% auto #0
 __all__ = ['code_of', 'fingerprint', 'is_full_memory', 'save_state', 'load_state']
 
-# %% ../nbs/09_checkpoint.ipynb #b989ad19
+# %% ../nbs/09_checkpoint.ipynb #e5334d4c
 def code_of(
     *modules: str, # names of modules of plm, such as 'losses'
 ) -> bytes: # the source of these and of all that they import from plm
@@ -37,6 +37,7 @@ def fingerprint(
             # no copy, because photos may be more than memory holds; an empty tensor cannot be viewed as bytes
             if part.numel(): h.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         else: h.update(part if isinstance(part, bytes) else repr(part).encode())
+        h.update(b'\0') # between parts: a learning rate 0.001 of seed 10 is not 0.0011 of seed 0
     return h.hexdigest()[:16]
 
 # %% ../nbs/09_checkpoint.ipynb #f6d16c09
