@@ -12,7 +12,7 @@ from .core import check_embeddings
 # %% auto #0
 __all__ = ['TIE', 'SLACK', 'DUPLICATE', 'SAME_DISTANCE', 'grow_piece', 'Pieces', 'PiecewiseLinearManifold']
 
-# %% ../nbs/04_manifold.ipynb #c44611ad
+# %% ../nbs/04_manifold.ipynb #01d5c1b8
 def grow_piece(
     x: Tensor, # (B, d) points
     i: int, # whose piece
@@ -20,7 +20,7 @@ def grow_piece(
     T: float = 0.9, # least quality of every member
     max_neighbors: int = 20, # how many nearest neighbours are visited
 ) -> list[int]: # the members, without `i`, from near to far
-    "The members of one piece by the definition, with one SVD for each neighbour visited: to read and to try, not to train with."
+    "The members of one piece by the definition, with one SVD for each candidate: to read, not to train with."
     delta = x - x[i]
     near = delta.norm(dim=1).argsort()[1:max_neighbors + 1].tolist()
     members = near[:m]
@@ -31,10 +31,10 @@ def grow_piece(
         if (kept >= T*grown.square().sum(1)).all(): members.append(candidate)
     return members
 
-# %% ../nbs/04_manifold.ipynb #83541193
+# %% ../nbs/04_manifold.ipynb #e8d041ac
 TIE = 1e-9 # ours: λ_r counts as above λ_{m+1} if their difference exceeds this share of λ_1
-SLACK = 1e-7 # ours: a quality this far below T still passes, so that rounding cannot decide about an exact T, such as T = 1
-DUPLICATE = 1e-5 # ours: nearer than this share of the batch's radius is the same place; float32 keeps no direction below it
+SLACK = 1e-7 # ours: a quality this far below T still passes, so that rounding cannot decide about T = 1
+DUPLICATE = 1e-5 # ours: nearer than this share of the batch's radius is the same place; float32 sees no direction there
 SAME_DISTANCE = 1e-12 # ours: squared distances equal to within this share of the squared radius are ties
 
 def _nearest(x, k):
@@ -52,25 +52,25 @@ def _directions(gram, m):
     determined = values[:, :m] - values[:, m:m + 1] > TIE*values[:, :1]
     return values[:, :m]*determined, vectors[:, :, :m]*determined[:, None]
 
-# %% ../nbs/04_manifold.ipynb #c87ad6b6
+# %% ../nbs/04_manifold.ipynb #8b838329
 @dataclass
 class Pieces:
-    "Linear pieces: one through each point of a batch, or one at each proxy. In all matrices a row is a piece, a column a point."
+    "Linear pieces: one at each point of a batch, or at each proxy. In all matrices a row is a piece, a column a point."
     points: Tensor # (P, d) where each piece is
     basis: Tensor # (P, d, m) orthonormal columns; a direction that the data do not determine is a zero column
-    members: Tensor | None = None # (P, P) bool: point j lies in the piece of point i, the diagonal is True; None: of proxies
+    members: Tensor | None = None # (P, P) bool: point j is in the piece of point i, the diagonal is True; proxies: None
 
     def squared_lengths(self,
         x: Tensor, # (N, d) points
     ) -> tuple[Tensor, Tensor]: # (P, N) p² = ‖P_iᵀΔ‖², along the piece, and (P, N) ‖Δ‖², in all, with Δ = x_j − x_i
-        "How far points are from each piece's point, along the piece and in all. `ValueError` for shapes that do not fit."
+        "How far points are from that of each piece, along it and in all. `ValueError` for shapes that do not fit."
         P, d, m = self.basis.shape
         if x.ndim != 2 or x.shape[1] != d or self.points.shape != (P, d):
-            raise ValueError(f"shapes do not fit: x is {tuple(x.shape)}, points are {tuple(self.points.shape)}, and basis is "
-                             f"{tuple(self.basis.shape)}. They should be (N, d), (P, d) and (P, d, m).")
+            raise ValueError(f"shapes do not fit: x is {tuple(x.shape)}, points are {tuple(self.points.shape)}, "
+                             f"and basis is {tuple(self.basis.shape)}. They should be (N, d), (P, d) and (P, d, m).")
         middle = self.points.mean(0) # nearer to the origin less is lost to rounding
         x, own = x - middle, self.points - middle
-        fixed = (self.basis.mT @ own[:, :, None]).unbind(1) # of each direction (P, 1)
+        fixed = (self.basis.mT @ own[:, :, None]).unbind(1) # P_iᵀx_i, for each direction (P, 1)
         along2 = sum((basis @ x.T - f).square() for basis, f in zip(self.basis.unbind(2), fixed))
         total2 = torch.add(own.square().sum(1)[:, None] + x.square().sum(1), own @ x.T, alpha=-2).clamp(min=0)
         return along2, total2
@@ -84,18 +84,18 @@ class Pieces:
         same = DUPLICATE**2*(exact.points - exact.points.mean(0)).square().sum(1).max()
         return torch.where(total2 > same, along2/total2.clamp(min=1e-300), 1.).clamp(0, 1).to(self.points.dtype)
 
-# %% ../nbs/04_manifold.ipynb #84c02ff2
+# %% ../nbs/04_manifold.ipynb #1b2daaef
 class PiecewiseLinearManifold:
     "A linear piece at every point of a batch (PLM, the piecewise-linear manifold; docs/method.md, section 3)."
     def __init__(self,
         m: int = 3, # dimension of a piece, at least 1 (ours)
-        T: float | None = 0.9, # least quality of every member, in (0, 1]; None: all `max_neighbors` are members, untested (ours)
+        T: float | None = 0.9, # least quality of every member, in (0, 1]; None: all visited are members (ours)
         max_neighbors: int = 20, # how many nearest neighbours are visited, at least m; a small batch has fewer (ours)
     ):
         "`ValueError` if a constant is out of its range."
         if m < 1: raise ValueError(f"m must be at least 1, got m={m}: a piece has at least one direction.")
         if T is not None and not 0 < T <= 1:
-            raise ValueError(f"T must lie in (0, 1], got T={T}. It is a share of squared distance; T=None switches the test off.")
+            raise ValueError(f"T must lie in (0, 1], got T={T}. It is a share of squared distance; T=None: no test.")
         if max_neighbors < m:
             raise ValueError(f"max_neighbors must be at least m={m}, got max_neighbors={max_neighbors}: "
                              "a piece begins with its m nearest neighbours. Raise max_neighbors or lower m.")

@@ -11,9 +11,9 @@ from .manifold import Pieces
 # %% auto #0
 __all__ = ['Similarity', 'PiecewiseLinear', 'Binary']
 
-# %% ../nbs/05_similarity.ipynb #a5231040
+# %% ../nbs/05_similarity.ipynb #3bca5915
 class Similarity:
-    "A similarity of points that have linear pieces. A subclass says `directed`; the mean of both directions is written here."
+    "A similarity of points with linear pieces. A subclass defines `directed`; a call is the mean of both directions."
     def directed(self,
         pieces: Pieces, # P pieces that judge
         others: Pieces, # N points that are judged (`others.points`), with their own pieces
@@ -30,7 +30,7 @@ class Similarity:
         s = self.directed(a, a)
         return ((s + s.T)/2).fill_diagonal_(1)
 
-# %% ../nbs/05_similarity.ipynb #39c7e76d
+# %% ../nbs/05_similarity.ipynb #e42889fb
 class PiecewiseLinear(Similarity):
     "The published similarity: it falls slowly along a piece and fast off it (PLM; docs/method.md, section 4)."
     def __init__(self,
@@ -39,8 +39,8 @@ class PiecewiseLinear(Similarity):
     ):
         "`ValueError` unless n_alpha >= n_beta >= 0. Equal ones are for ablations: then a piece has hardly a direction."
         if not n_alpha >= n_beta >= 0:
-            raise ValueError(f"need n_alpha >= n_beta >= 0, got n_alpha={n_alpha}, n_beta={n_beta}: leaving a piece must cost "
-                             "more than moving along it. Published curves are level for n_beta=0.5 with n_alpha from 3 to 6.")
+            raise ValueError(f"need n_alpha >= n_beta >= 0, got {n_alpha} and {n_beta}: leaving a piece must cost more "
+                             "than moving along it. Published curves are level for n_beta=0.5 and n_alpha from 3 to 6.")
         self.n_alpha, self.n_beta = n_alpha, n_beta
 
     def directed(self, pieces: Pieces, others: Pieces) -> Tensor:
@@ -48,13 +48,15 @@ class PiecewiseLinear(Similarity):
         off = (total2 - along2).clamp(min=0).sqrt()
         return (1 + off/2)**-self.n_alpha * (1 + along2.sqrt())**-self.n_beta
 
-# %% ../nbs/05_similarity.ipynb #92eb0e3e
+# %% ../nbs/05_similarity.ipynb #21c0fe28
 class Binary(Similarity):
     "In the piece or not (the paper's ablation): 1 if both are in the other's piece, 1/2 if one is, else 0."
     def __init__(self,
-        T: float = 0.9, # quality from which a point that is no candidate counts as inside, in (0, 1]; as in the manifold
+        T: float = 0.9, # between points and proxies: quality from which one is inside, in (0, 1]; as in the manifold
     ):
-        if T is None or not 0 < T <= 1: raise ValueError(f"a binary similarity needs the T in (0, 1] of the pieces, got T={T}.")
+        "`ValueError` for a T out of its range."
+        if T is None or not 0 < T <= 1:
+            raise ValueError(f"a binary similarity needs the T in (0, 1] of the pieces, got T={T}.")
         self.T = T
 
     def directed(self, pieces: Pieces, others: Pieces) -> Tensor:

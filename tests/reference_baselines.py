@@ -1,4 +1,4 @@
-"""STML and SimCLR by plain loops, straight from the formulas (float64): what the fast versions in plm.baselines must agree with."""
+"The slow twin of `plm.baselines`: STML and SimCLR by plain loops, straight from the formulas, in float64."
 import math, torch
 
 def distance(a, b): return math.sqrt(sum((x - y)**2 for x, y in zip(a, b)))
@@ -9,9 +9,9 @@ def unit(a):
 
 def contextual_similarity(t, index, sigma=3, k=10):
     t, index, n = [unit(row) for row in t.double().tolist()], index.tolist(), len(t)
-    def rank(i): # the row itself, the views of its image, then the others by distance; equal ones by number
-        return sorted(range(n), key=lambda j: (j != i, index[j] != index[i], 0 if index[j] == index[i] else distance(t[i], t[j]), j))
-    nearest = [rank(i)[:k] for i in range(n)]
+    def place(i, j): # the row itself, the views of its image, then the others by distance; equal ones by number
+        return (j != i, j) if index[j] == index[i] else (2, distance(t[i], t[j]), j)
+    nearest = [sorted(range(n), key=lambda j: place(i, j))[:k] for i in range(n)]
     mutual = [{j for j in nearest[i] if i in nearest[j]} for i in range(n)]
     tilde = [[len(mutual[i] & mutual[j])/len(mutual[i]) if j in mutual[i] else 0 for j in range(n)] for i in range(n)]
     half = max(1, k//2)
@@ -45,13 +45,15 @@ def self_distillation(z, z_wide):
 
 def stml(z, z_wide, t, index, sigma=3, delta=1, k=5):
     w = contextual_similarity(t, index, sigma, 2*k)
-    return {'contrastive': relaxed_contrastive(z, w, delta)/2, 'contrastive_wide': relaxed_contrastive(z_wide, w, delta)/2,
+    return {'contrastive': relaxed_contrastive(z, w, delta)/2,
+            'contrastive_wide': relaxed_contrastive(z_wide, w, delta)/2,
             'distillation': self_distillation(z, z_wide)}
 
 def nt_xent(z1, z2, temperature=0.1):
     z, b = [unit(row) for row in torch.cat([z1, z2]).double().tolist()], len(z1)
-    cos, total = lambda i, j: sum(x*y for x, y in zip(z[i], z[j])), 0.
+    def weight(i, j): return math.exp(sum(x*y for x, y in zip(z[i], z[j]))/temperature)
+    total = 0.
     for i in range(2*b):
         partner = (i + b) % (2*b)
-        total -= math.log(math.exp(cos(i, partner)/temperature)/sum(math.exp(cos(i, j)/temperature) for j in range(2*b) if j != i))
+        total -= math.log(weight(i, partner)/sum(weight(i, j) for j in range(2*b) if j != i))
     return total/(2*b)

@@ -7,7 +7,7 @@ TIE, SLACK, DUPLICATE, SAME_DISTANCE = 1e-9, 1e-7, 1e-5, 1e-12
 
 
 def best_subspace(differences, m):
-    "(d, m) top m principal directions of the rows, not centred; a direction that the rows do not determine is a zero column."
+    "(d, m) top m principal directions of the rows, not centred; one that the rows do not determine is a zero column."
     n, d = differences.shape
     _, s, vh = torch.linalg.svd(differences, full_matrices=False)
     eigenvalues = torch.cat([s.square(), torch.zeros(m + 1)])

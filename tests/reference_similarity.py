@@ -1,4 +1,4 @@
-"""The slow twin of `plm.similarity`: section 4 of docs/method.md pair by pair, in float64. A row is a piece, a column a point."""
+"The slow twin of `plm.similarity`: section 4 of docs/method.md, pair by pair. A row is a piece, a column a point."
 import torch
 
 
@@ -11,13 +11,14 @@ def piecewise_linear(x, point, basis, n_alpha, n_beta):
 
 
 def directed(x, points, basis, n_alpha, n_beta):
-    "(P, N)"
+    "(P, N), in float64."
     x, points, basis = x.double(), points.double(), basis.double()
-    return torch.stack([torch.stack([piecewise_linear(a, c, P, n_alpha, n_beta) for a in x]) for c, P in zip(points, basis)])
+    rows = [[piecewise_linear(a, c, P, n_alpha, n_beta) for a in x] for c, P in zip(points, basis)]
+    return torch.stack([torch.stack(row) for row in rows])
 
 
 def similarity(a, a_basis, b, b_basis, n_alpha, n_beta):
-    "(A, B): the mean of both directions."
+    "(A, B): the mean of both directions, in float64."
     a, a_basis, b, b_basis = (x.double() for x in (a, a_basis, b, b_basis))
     s = torch.zeros(len(a), len(b), dtype=torch.float64)
     for i in range(len(a)):

@@ -5,14 +5,16 @@ from torch.nn.functional import normalize
 import reference_baselines as slow
 from plm.baselines import STMLLoss, SimCLRLoss, contextual_similarity, relaxed_contrastive
 
-def rows(n, d, seed, dtype=torch.float64): return normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype))
+def random(seed): return torch.Generator().manual_seed(seed)
+def rows(n, d, seed, dtype=torch.float64): return normalize(torch.randn(n, d, generator=random(seed), dtype=dtype))
 def images(n, views=2): return torch.arange(n)//views
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(3, 24), st.integers(2, 12), st.integers(1, 3), st.sampled_from([0.1, 3., 50.]), st.data(), st.integers(0, 999))
+@given(st.integers(3, 24), st.integers(2, 12), st.integers(1, 3), st.sampled_from([0.1, 3., 50.]), st.data(),
+       st.integers(0, 999))
 def test_similarity_is_the_formula(n, d, views, sigma, data, seed):
     k = data.draw(st.integers(1, n - 1))
-    t, index = 3*rows(n, d, seed), images(n, views)[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+    t, index = 3*rows(n, d, seed), images(n, views)[torch.randperm(n, generator=random(seed))]
     w = contextual_similarity(t, index, sigma, k)
     assert (w - slow.contextual_similarity(t, index, sigma, k)).abs().max() < 1e-10
     assert torch.equal(w, w.T) and w.min() >= 0 and w.max() <= 1 + 1e-12
@@ -43,14 +45,15 @@ def test_similarity_carries_no_gradient():
 def test_relaxed_contrastive_is_the_formula(n, d, delta, duplicate, seed):
     z = rows(n, d, seed)
     if duplicate: z[0] = z[-1]
-    w = torch.rand(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    w = torch.rand(n, n, dtype=torch.float64, generator=random(seed))
     assert abs(relaxed_contrastive(z, w, delta).item() - slow.relaxed_contrastive(z, w, delta)) < 1e-10
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(4, 12), st.integers(2, 10), st.integers(2, 16), st.integers(0, 999))
 def test_stml_is_the_formula(pairs, d, wide, seed):
-    z, z_wide, t, index = rows(2*pairs, d, seed), rows(2*pairs, wide, seed + 1), rows(2*pairs, wide, seed + 2), images(2*pairs)
-    fast, plain = STMLLoss(sigma=2, delta=0.8, k=3)(z, z_wide, t, index), slow.stml(z, z_wide, t, index, sigma=2, delta=0.8, k=3)
+    n, constants = 2*pairs, dict(sigma=2, delta=0.8, k=3)
+    batch = rows(n, d, seed), rows(n, wide, seed + 1), rows(n, wide, seed + 2), images(n)
+    fast, plain = STMLLoss(**constants)(*batch), slow.stml(*batch, **constants)
     assert fast.keys() == plain.keys()
     for name in plain: assert abs(fast[name].item() - plain[name]) < 1e-10, name
 
@@ -63,7 +66,8 @@ def test_gradients_are_right():
     w = contextual_similarity(rows(8, 5, 0), images(8), k=3)
     assert torch.autograd.gradcheck(lambda z: relaxed_contrastive(z, w), rows(8, 3, 1).requires_grad_())
     t, wide = rows(8, 5, 0), rows(8, 5, 2)
-    assert torch.autograd.gradcheck(lambda z: STMLLoss(k=2)(z, wide, t, images(8))['distillation'], rows(8, 3, 1).requires_grad_())
+    def distillation(z): return STMLLoss(k=2)(z, wide, t, images(8))['distillation']
+    assert torch.autograd.gradcheck(distillation, rows(8, 3, 1).requires_grad_())
 
 def test_distillation_moves_the_narrow_head_only():
     z, wide, t = rows(20, 4, 0).requires_grad_(), rows(20, 8, 1).requires_grad_(), rows(20, 8, 2).requires_grad_()

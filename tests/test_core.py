@@ -2,7 +2,9 @@
 import subprocess, sys
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from plm.core import check_embeddings, generator_at, one_of, pick_device, progress, whole_file
+from pydantic import Field, model_validator
+from plm.core import (Constants, check_embeddings, generator_at, one_of, pick_device, progress, read_constants,
+                      whole_file)
 
 
 def draw(*address): return torch.randint(2**60, (4,), generator=generator_at(*address)).tolist()
@@ -10,9 +12,10 @@ def draw(*address): return torch.randint(2**60, (4,), generator=generator_at(*ad
 
 def test_the_numbers_of_an_address_never_change():
     "Frozen: a resumed run, another process and another year draw the same."
-    assert generator_at(0, 'augment', 7).initial_seed() == 3644924942034388978
+    frozen = 3644924942034388978
+    assert generator_at(0, 'augment', 7).initial_seed() == frozen
     code = "from plm.core import generator_at; print(generator_at(0, 'augment', 7).initial_seed())"
-    assert int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) == 3644924942034388978
+    assert int(subprocess.run([sys.executable, '-c', code], capture_output=True, check=True).stdout) == frozen
 
 
 parts = st.lists(st.one_of(st.integers(-2**70, 2**70), st.text(max_size=6)), max_size=4).map(tuple)
@@ -66,7 +69,8 @@ def test_nothing_written_is_an_error(tmp_path):
 def test_one_of():
     assert one_of('b', ('a', 'b'), 'letter') == 'b'
     assert one_of('a', {'a': 1}, 'letter') == 'a'
-    with pytest.raises(ValueError, match=r"unknown data set 'glphys'\. Did you mean 'glyphs'\? Choose one of: glyphs, omniglot\."):
+    words = r"unknown data set 'glphys'\. Did you mean 'glyphs'\? Choose one of: glyphs, omniglot\."
+    with pytest.raises(ValueError, match=words):
         one_of('glphys', (n for n in ('glyphs', 'omniglot')), 'data set')
     with pytest.raises(ValueError) as e: one_of('zzz', ['glyphs'], 'data set')
     assert 'Did you mean' not in str(e.value)
@@ -75,7 +79,8 @@ def test_one_of():
 
 @pytest.mark.parametrize('z, words', [
     (torch.zeros(3), r'points must have shape \(B, d\), got \(3,\)'), (torch.zeros(2, 3, 1), r'\(2, 3, 1\)'),
-    (torch.tensor([[0.], [float('nan')], [float('inf')]]), r'points have NaN or infinite values in 2 of 3 rows \(first: row 1\)'),
+    (torch.tensor([[0.], [float('nan')], [float('inf')]]),
+     r'points have NaN or infinite values in 2 of 3 rows \(first: row 1\)'),
     (torch.tensor([[-float('inf'), 0.]]), r'1 of 1 rows')])
 def test_bad_embeddings(z, words):
     with pytest.raises(ValueError, match=words): check_embeddings(z, 'points')
@@ -85,6 +90,39 @@ def test_bad_embeddings(z, words):
 def test_good_embeddings_come_back_as_they_are(shape):
     z = torch.zeros(shape)
     assert check_embeddings(z) is z
+
+
+class Piece(Constants):
+    m: int = Field(ge=1) # dimension
+    T: float | None = Field(gt=0, le=1) # quality
+    sizes: dict[str, int] = {}
+
+    @model_validator(mode='after')
+    def fits(self):
+        if self.m > 9 and self.T is None: raise ValueError('m above 9 needs a T')
+        return self
+
+
+def test_constants_are_read_and_stay():
+    piece = read_constants(Piece, {'m': 3, 'T': 1}, 'plm')
+    assert (piece.m, piece.T, piece.sizes) == (3, 1., {})
+    assert read_constants(Piece, {'m': 3, 'T': None}, 'plm').T is None
+    with pytest.raises(ValueError, match='frozen'): piece.m = 4
+
+
+@pytest.mark.parametrize('values, words', [
+    ({'T': 1.}, r'^plm\.m is missing\.$'),
+    ({'m': True, 'T': 1.}, r'^plm\.m: input should be a valid integer, got True\.$'),
+    ({'m': 3., 'T': 1.}, r'plm\.m: .*got 3\.0'), ({'m': 3, 'T': '1'}, r"plm\.T: .*got '1'"),
+    ({'m': 0, 'T': 1.}, r'plm\.m: .*got 0'),
+    ({'m': 3, 'T': 1., 'sizes': {'a': 'b'}}, r"plm\.sizes\.a: .*got 'b'"),
+    ({'m': 10, 'T': None}, '^plm: m above 9 needs a T$'),
+    ({'m': 3, 'T': 1., 'size': {}}, r"^plm\.size is not a parameter\. Did you mean 'sizes'\? plm has: m, T, sizes\.$"),
+    ({'m': 3, 'T': 1., 'xyz': 0}, r'^plm\.xyz is not a parameter\. plm has'),
+    ({'m': 0, 'T': 2.}, r'(?s)plm\.m: .*\nplm\.T: '), # every one that is wrong
+    ([3, 1.], r'plm must be a mapping of names to values, got \[3, 1\.0\]')])
+def test_constants_that_are_refused(values, words):
+    with pytest.raises(ValueError, match=words): read_constants(Piece, values, 'plm')
 
 
 def test_device(monkeypatch):

@@ -15,7 +15,8 @@ def unit(n, d, *address, copies=False, dtype=torch.float64):
     return (z[torch.arange(n)//2] if copies else z).to(dtype)
 
 
-shapes = dict(n=st.integers(2, 9), p=st.integers(1, 7), d=st.integers(2, 8), seed=st.integers(0, 10**6), copies=st.booleans())
+shapes = dict(n=st.integers(2, 9), p=st.integers(1, 7), d=st.integers(2, 8), seed=st.integers(0, 10**6),
+              copies=st.booleans())
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -37,13 +38,15 @@ def test_distances_and_regression_are_the_double_loop(n, p, d, seed, copies):
 def test_regression_of_one_pair():
     at = lambda *x: torch.tensor(x)[:, None]
     assert distance_regression(at(0.), at(0.5), torch.tensor([[0.25]]), 2.).item() == 1.
-    assert distance_regression(at(0.), at(2., 1., 0.), torch.tensor([[0., 0.5, 1.]]), 2.) == 0 # similarity 0 asks for δ, 1 for no distance
+    s = torch.tensor([[0., 0.5, 1.]]) # similarity 0 asks for δ, 1 for no distance
+    assert distance_regression(at(0.), at(2., 1., 0.), s, 2.) == 0
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_gradients_are_finite_where_points_coincide(dtype):
     "The root has an infinite slope at 0; several copies, copies that differ by rounding, and all in one place."
-    for z in (unit(8, 5, copies=True, dtype=dtype), unit(1, 5, dtype=dtype).expand(6, 5).clone(), torch.cat([z0 := unit(8, 5, dtype=dtype), z0*(1 + 1e-7)])):
+    z = unit(8, 5, dtype=dtype)
+    for z in (unit(8, 5, copies=True, dtype=dtype), z[:1].expand(6, 5), torch.cat([z, z*(1 + 1e-7)])):
         for z in (z, z.flip(0)):
             z = z.clone().requires_grad_()
             d = distances(z, z)
@@ -99,8 +102,9 @@ def placed(proxies): return proxies().points.detach(), proxies().basis.detach()
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(B=st.integers(2, 10), n_proxies=st.integers(0, 5), d=st.integers(2, 7), m=st.integers(1, 3), T=st.sampled_from([None, 0.5, 0.9, 1.]),
-       n_alpha=st.floats(1, 6), n_beta=st.sampled_from([0.25, 0.5]), delta=st.floats(0.5, 3), copies=st.booleans(), seed=st.integers(0, 10**6))
+@given(B=st.integers(2, 10), n_proxies=st.integers(0, 5), d=st.integers(2, 7), m=st.integers(1, 3),
+       T=st.sampled_from([None, 0.5, 0.9, 1.]), n_alpha=st.floats(1, 6), n_beta=st.sampled_from([0.25, 0.5]),
+       delta=st.floats(0.5, 3), copies=st.booleans(), seed=st.integers(0, 10**6))
 def test_the_whole_loss_is_the_double_loop(B, n_proxies, d, m, T, n_alpha, n_beta, delta, copies, seed):
     m = min(m, d)
     B = max(B, m + 1)
@@ -117,7 +121,8 @@ def test_the_whole_loss_is_the_double_loop(B, n_proxies, d, m, T, n_alpha, n_bet
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(B=st.integers(4, 10), n_proxies=st.integers(1, 5), d=st.integers(2, 7), m=st.integers(1, 3), T=st.sampled_from([0.3, 0.6, 0.9]), seed=st.integers(0, 10**6))
+@given(B=st.integers(4, 10), n_proxies=st.integers(1, 5), d=st.integers(2, 7), m=st.integers(1, 3),
+       T=st.sampled_from([0.3, 0.6, 0.9]), seed=st.integers(0, 10**6))
 def test_the_binary_loss_is_the_double_loop(B, n_proxies, d, m, T, seed):
     m = min(m, d)
     z, t = unit(B, d, seed), unit(B, d, seed, 't')
@@ -135,7 +140,7 @@ def test_only_the_wanted_terms_are_computed(monkeypatch):
         assert list(found) == [name for name in full if name in terms]
         for name in found: assert torch.equal(found[name], full[name])
     only = make(4, 6, 2, 0, terms=['point'])
-    monkeypatch.setattr(only.proxies, 'forward', None) # would be an error, if it were asked
+    monkeypatch.setattr(only.proxies, 'forward', None) # a call would be an error
     only(z, t)
 
 
@@ -204,7 +209,9 @@ def test_training_on_the_loss_lowers_it_and_turns_the_proxies():
     for _ in range(60):
         last = loss(F.normalize(z, dim=1), t)
         first = first or {k: v.item() for k, v in last.items()}
-        opt.zero_grad(); sum(last.values()).backward(); opt.step()
+        opt.zero_grad()
+        sum(last.values()).backward()
+        opt.step()
     assert all(last[k] < 0.9*first[k] for k in first), (first, last)
 
 
@@ -220,8 +227,10 @@ def test_float32_and_float64_agree():
 
 
 @pytest.mark.parametrize('z, t, words', [
-    (torch.full((5, 3), float('nan')), torch.ones(5, 3), 'NaN'), (torch.ones(5, 3), torch.full((5, 3), float('nan')), 'NaN'),
-    (torch.ones(5, 3), torch.ones(4, 3), r'same shape.*\(5, 3\) and \(4, 3\)'), (torch.ones(5), torch.ones(5), r'\(B, d\)'),
+    (torch.full((5, 3), float('nan')), torch.ones(5, 3), 'NaN'),
+    (torch.ones(5, 3), torch.full((5, 3), float('nan')), 'NaN'),
+    (torch.ones(5, 3), torch.ones(4, 3), r'same shape.*\(5, 3\) and \(4, 3\)'),
+    (torch.ones(5), torch.ones(5), r'\(B, d\)'),
     (torch.ones(2, 3), torch.ones(2, 3), 'B=2.*m=2')])
 def test_batches_that_are_refused(z, t, words):
     with pytest.raises(ValueError, match=words): PLMLoss(manifold=PiecewiseLinearManifold(2))(z, t)

@@ -1,4 +1,4 @@
-"""Pieces of a batch: the batched fit against the plain loop, lengths and quality against the definition, and the errors."""
+"Pieces of a batch: the batched fit against the plain loop, lengths and quality against the definition, the errors."
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from plm.manifold import Pieces, PiecewiseLinearManifold, grow_piece
@@ -21,20 +21,21 @@ def make(kind, B, d, seed):
     if kind == 'arc':
         u = 3*torch.rand(B, 1, generator=g, dtype=torch.float64)
         return torch.cat([u.sin(), u.cos(), 0.3*u], 1) @ normal(3, d) + 0.02*normal(B, d)
-    if kind == 'spectrum': return unit((normal(B, d)[torch.arange(B)//5] + 0.6*normal(B, d)) * torch.arange(1, d+1)**-0.5)
+    if kind == 'spectrum': return unit((normal(B, d)[torch.arange(B)//5] + 0.6*normal(B, d))/torch.arange(1, d+1)**0.5)
     if kind == 'collinear': return normal(B, 1) @ normal(1, d) + normal(1, d)
     if kind == 'duplicates': return normal(B, d)[torch.arange(B)//2]
     if kind == 'all the same': return normal(1, d).expand(B, d)
     if kind == 'grid': return torch.randint(-2, 3, (B, d), generator=g).double()
     raise KeyError(kind)
 
-KINDS = ['noise', 'sphere', 'clusters', 'thin clusters', 'low rank', 'low rank + noise', 'arc', 'spectrum', 'collinear', 'duplicates',
-         'all the same', 'grid']
+KINDS = ['noise', 'sphere', 'clusters', 'thin clusters', 'low rank', 'low rank + noise', 'arc', 'spectrum', 'collinear',
+         'duplicates', 'all the same', 'grid']
 
 def assert_same(pieces, t, m, T, k, tolerance=1e-8):
     basis, members = reference.manifold(t, m, T, k)
     assert torch.equal(pieces.members, members)
-    torch.testing.assert_close(pieces.basis.double() @ pieces.basis.double().mT, basis @ basis.mT, rtol=0, atol=tolerance)
+    found = pieces.basis.double()
+    torch.testing.assert_close(found @ found.mT, basis @ basis.mT, rtol=0, atol=tolerance)
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
@@ -62,12 +63,13 @@ def test_the_loop_to_read_gives_the_same_members(kind):
     "The ten lines of the notebook, where no tie and no duplicate asks for more."
     t = make(kind, 30, 12, 5)
     members = PiecewiseLinearManifold(2, 0.9, 15)(t).members
-    for i in range(30): assert grow_piece(t, i, 2, 0.9, 15) == sorted(
-        (members[i].nonzero()[:, 0]).tolist(), key=lambda j: (t[j] - t[i]).norm().item())[1:]
+    for i in range(30):
+        by_distance = sorted(members[i].nonzero()[:, 0].tolist(), key=lambda j: (t[j] - t[i]).norm().item())
+        assert grow_piece(t, i, 2, 0.9, 15) == by_distance[1:] # without i
 
 
 def test_pieces_grow_along_the_data_and_not_across():
-    "Two straight lines that cross: a piece at an end takes its own line whole, and of the other only what lies at the crossing."
+    "Two straight lines that cross: a piece at an end takes its own line whole, and of the other only the crossing."
     u = torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]
     t = torch.cat([u*torch.tensor([1., 0.2]), u*torch.tensor([1., -0.2]) + torch.tensor([0., 0.003])])
     pieces = PiecewiseLinearManifold(m=1, T=0.999, max_neighbors=39)(t)
@@ -133,7 +135,8 @@ def test_the_encoder_gets_no_gradient():
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (dict(m=0), 'm=0'), (dict(m=3, max_neighbors=2), 'max_neighbors=2'), (dict(T=0.), 'T=0.0'), (dict(T=1.1), 'T=None'), (dict(T=float('nan')), 'T=nan')])
+    (dict(m=0), 'm=0'), (dict(m=3, max_neighbors=2), 'max_neighbors=2'),
+    (dict(T=0.), 'T=0.0'), (dict(T=1.1), 'T=None'), (dict(T=float('nan')), 'T=nan')])
 def test_constants_out_of_range(arguments, words):
     with pytest.raises(ValueError, match=words): PiecewiseLinearManifold(**arguments)
 
@@ -174,6 +177,7 @@ def test_shapes_that_do_not_fit(x, points):
 
 
 @pytest.mark.parametrize('t, words', [
-    (torch.ones(3, 5), 'B=3 points.*m=3.*at least 4'), (torch.full((5, 5), float('nan')), 'NaN'), (torch.ones(5), r'\(B, d\)')])
+    (torch.ones(3, 5), 'B=3 points.*m=3.*at least 4'), (torch.full((5, 5), float('nan')), 'NaN'),
+    (torch.ones(5), r'\(B, d\)')])
 def test_batches_that_cannot_be_fitted(t, words):
     with pytest.raises(ValueError, match=words): PiecewiseLinearManifold(3, 0.9)(t)

@@ -23,8 +23,10 @@ def test_bases_are_orthonormal_and_span_the_free_parameters(n, d, share, seed):
     assert pieces.points.shape == (n, d) and pieces.basis.shape == (n, d, m) and pieces.members is None
     torch.testing.assert_close(pieces.points.norm(dim=1), torch.ones(n, dtype=torch.float64))
     torch.testing.assert_close(pieces.points*proxies.location.norm(dim=1, keepdim=True), proxies.location)
-    torch.testing.assert_close(pieces.basis.mT @ pieces.basis, torch.eye(m, dtype=torch.float64).expand(n, m, m), rtol=0, atol=1e-12)
-    torch.testing.assert_close(pieces.basis @ (pieces.basis.mT @ proxies.free_basis), proxies.free_basis, rtol=0, atol=1e-12)
+    identity = torch.eye(m, dtype=torch.float64).expand(n, m, m)
+    torch.testing.assert_close(pieces.basis.mT @ pieces.basis, identity, rtol=0, atol=1e-12)
+    kept = pieces.basis @ (pieces.basis.mT @ proxies.free_basis)
+    torch.testing.assert_close(kept, proxies.free_basis, rtol=0, atol=1e-12)
 
 
 def both(pieces): return pieces.points, pieces.basis
@@ -39,7 +41,9 @@ def test_orthonormal_after_many_steps():
     for _ in range(60):
         location, basis = both(proxies())
         loss = (location - target).square().sum() - (target[:, None] @ basis).square().sum()
-        opt.zero_grad(); loss.backward(); opt.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
     assert all((p - s).norm() > 1 for p, s in zip(proxies.parameters(), start))
     location, basis = both(proxies())
     torch.testing.assert_close(basis.mT @ basis, torch.eye(3).expand(20, 3, 3), rtol=0, atol=1e-5)
@@ -52,8 +56,9 @@ def test_orthonormal_after_many_steps():
 
 def test_gradients_are_those_of_the_formula():
     proxies = free(3, 5, 2, 0)
-    def projector(pieces): return pieces.points, pieces.basis @ pieces.basis.mT # the signs of a basis mean nothing
-    def outputs(location, free_basis): return projector(torch.func.functional_call(proxies, {'location': location, 'free_basis': free_basis}))
+    def outputs(location, free_basis):
+        pieces = torch.func.functional_call(proxies, dict(location=location, free_basis=free_basis))
+        return pieces.points, pieces.basis @ pieces.basis.mT # the signs of a basis mean nothing
     inputs = [p.detach().clone().requires_grad_() for p in proxies.parameters()]
     assert torch.autograd.gradcheck(outputs, inputs)
 
@@ -81,10 +86,12 @@ def test_proxies_are_placed_on_the_data(n_points):
 
 
 def test_place_on_broken_embeddings():
-    with pytest.raises(ValueError, match='row 1'): Proxies(2, 3, 1).place(torch.tensor([[1., 0, 0], [float('nan'), 0, 0]]), generator_at(0))
+    z = torch.tensor([[1., 0, 0], [float('nan'), 0, 0]])
+    with pytest.raises(ValueError, match='row 1'): Proxies(2, 3, 1).place(z, generator_at(0))
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (dict(n=0), 'n must be at least 1.*proxies=None'), (dict(m=0), 'between 1 and dim = 8, got 0'), (dict(m=9), 'got 9')])
+    (dict(n=0), 'n must be at least 1.*proxies=None'), (dict(m=0), 'between 1 and dim = 8, got 0'),
+    (dict(m=9), 'got 9')])
 def test_constants_out_of_range(arguments, words):
     with pytest.raises(ValueError, match=words): Proxies(**dict(n=4, dim=8, m=2) | arguments)
