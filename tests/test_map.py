@@ -442,6 +442,8 @@ def test_the_page_of_photos_shows_every_photo(browser, tmp_path):
     browser.open(tmp_path/'p.html')
     assert browser.js('return [...document.images].map(i => i.naturalWidth)') == [40]*10
     assert browser.js('return document.images[1].title') == '<1>.jpg'
+    browser.window(400, 900, phone=True)
+    assert browser.js('return document.documentElement.scrollWidth') <= 400
     frames = browser.js('return [...document.images].map(i => getComputedStyle(i).borderTopStyle + i.className)')
     assert frames == ['solid', 'dashedwrong', 'solidright', 'solid', 'solidright'] + [
         'solid', 'dashedwrong', 'solidright', 'dashedwrong', 'dashedwrong']

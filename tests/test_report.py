@@ -215,6 +215,7 @@ def test_the_page_explains_the_metrics_that_there_are(tmp_path):
     assert 'R@K: share' in page and 'MAP@R:' not in page and 'NMI:' not in page
     assert 'queries <look> in a gallery.' in page and 'among all the others' not in page
     page = words(report(tmp_path, make_rows()))
+    assert not re.search(r'[a-z]\.[A-Z]', page) # a sentence that sticks to the one before
     for text in ('R@K: share', 'MAP@R:', 'NMI:', 'each test image looks for its own kind among all the others.'):
         assert text in page
 
@@ -365,6 +366,7 @@ def test_each_photo_is_framed_by_its_labels():
     html = photos_page(files=['a', '<i>', 'c', 'd'], queries=[0, 3], labels=['x', 'x', 'y', None],
                        found={'near': [[1, 2], [0, 1]]}, tables={'R@1 & more': [['', 'n'], ['<b>', 3]]})
     page = Page(html)
+    assert 'Dashed red: another. Point at' in words(html)
     assert page.alts == ['a', '<i>', 'c', 'd', 'a', '<i>'] and page.tables['r-1-more'] == [['', 'n'], ['<b>', '3']]
     assert re.findall(r'<img data-photo="(\d)"(?: class="(\w+)")?', html) == [
         ('0', ''), ('1', 'right'), ('2', 'wrong'), ('3', ''), ('0', ''), ('1', '')] # a photo without a label is neither
