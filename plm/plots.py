@@ -65,7 +65,7 @@ def thumbnails(
     found = torch.cat([shrink(torch.as_tensor(images[block])) for block in index.flatten().split(100)])
     return found.view(*index.shape, *found.shape[1:])
 
-# %% ../nbs/22_plots.ipynb #4298940c
+# %% ../nbs/22_plots.ipynb #afe0478d
 _styles = plt.rcParams['axes.prop_cycle'][:8] + plt.cycler(ls=['-', '--', '-.', ':']*2, marker=list('os^Dvx*P'))
 
 def _curves(panels, w, h, x='images_seen', xlabel='images through the trained encoder'):
@@ -73,7 +73,7 @@ def _curves(panels, w, h, x='images_seen', xlabel='images through the trained en
     found = summary(dict(dataset=(title, ylabel), method=r['method'], seed=r['seed'], metric=float(r[x]),
                          value=scale*float(r[y]))
                     for title, ylabel, rows, y, scale in panels for r in rows if r.get(y) not in (None, ''))
-    if not found: raise ValueError(f"no row has a value of {' or '.join(p[3] for p in panels)}: look at the columns.")
+    if not found: raise ValueError(f"no row has a value of {[panel[3] for panel in panels]}: look at the columns.")
     fig, axes = _grid(len(found), 3, w, h)
     for ax, ((title, ylabel), methods) in zip(axes, found.items()):
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel, prop_cycle=_styles)

@@ -1,8 +1,9 @@
-"""A real headless Chromium for the tests, driven through chromedriver's WebDriver protocol with nothing but the standard library."""
+"""A real headless Chromium for the tests, driven through chromedriver's WebDriver protocol by the standard library."""
 import base64, json, re, shutil, subprocess, threading, urllib.error, urllib.request
 
 CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
-FLAGS = ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-sync', '--no-first-run')
+FLAGS = ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-sync',
+         '--no-first-run')
 KEYS = dict(Escape='\ue00c', Enter='\ue007', Left='\ue012', Up='\ue013', Right='\ue014', Down='\ue015', Tab='\ue004')
 _ELEMENT = 'element-6066-11e4-a52e-4f735466cecf' # the key of an element's number, fixed by the WebDriver standard
 
@@ -13,13 +14,16 @@ class Browser:
         self.folder = folder
 
     def __enter__(self):
-        self.driver = subprocess.Popen([DRIVER, '--port=0'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        command, pipe = [DRIVER, '--port=0'], subprocess.PIPE
+        self.driver = subprocess.Popen(command, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
         try:
-            port = next(m.group(1) for line in self.driver.stdout if (m := re.search(r'started successfully on port (\d+)', line)))
+            started = (re.search(r'started successfully on port (\d+)', line) for line in self.driver.stdout)
+            port = next(m.group(1) for m in started if m)
             threading.Thread(target=self.driver.stdout.read, daemon=True).start() # so that the pipe never fills
             self.url = f'http://127.0.0.1:{port}/session'
             flags = [*FLAGS, f'--user-data-dir={self.folder}']
-            options = {'goog:chromeOptions': {'binary': CHROMIUM, 'args': flags}, 'goog:loggingPrefs': {'browser': 'ALL', 'performance': 'ALL'}}
+            options = {'goog:chromeOptions': {'binary': CHROMIUM, 'args': flags},
+                       'goog:loggingPrefs': {'browser': 'ALL', 'performance': 'ALL'}}
             self.url += '/' + self._call('POST', '', {'capabilities': {'alwaysMatch': options}})['sessionId']
         except BaseException:
             self.driver.kill()
@@ -34,7 +38,8 @@ class Browser:
             self.driver.wait(20)
 
     def _call(self, method, path, body=None):
-        request = urllib.request.Request(self.url + path, None if body is None else json.dumps(body).encode(), {'Content-Type': 'application/json'}, method=method)
+        data, headers = None if body is None else json.dumps(body).encode(), {'Content-Type': 'application/json'}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer: return json.load(answer)['value']
         except urllib.error.HTTPError as e: raise RuntimeError(json.load(e)['value']['message']) from None
@@ -53,8 +58,11 @@ class Browser:
 
     def pointer(self, *actions, kind='mouse'):
         "Pointer actions: ('move', x, y) in CSS pixels of the window, 'down', 'up'."
-        steps = [{'type': 'pointerMove', 'duration': 0, 'x': round(a[1]), 'y': round(a[2])} if isinstance(a, tuple) else {'type': f'pointer{a.title()}', 'button': 0} for a in actions]
-        self._call('POST', '/actions', {'actions': [{'type': 'pointer', 'id': kind, 'parameters': {'pointerType': kind}, 'actions': steps}]})
+        def step(a):
+            if isinstance(a, str): return {'type': f'pointer{a.title()}', 'button': 0}
+            return {'type': 'pointerMove', 'duration': 0, 'x': round(a[1]), 'y': round(a[2])}
+        source = {'type': 'pointer', 'id': kind, 'parameters': {'pointerType': kind}}
+        self._call('POST', '/actions', {'actions': [source | {'actions': [step(a) for a in actions]}]})
 
     def wheel(self, x, y, dy):
         step = {'type': 'scroll', 'x': round(x), 'y': round(y), 'deltaX': 0, 'deltaY': dy, 'duration': 0}
@@ -62,13 +70,16 @@ class Browser:
 
     def press(self, key):
         key = KEYS.get(key, key)
-        self._call('POST', '/actions', {'actions': [{'type': 'key', 'id': 'keys', 'actions': [{'type': 'keyDown', 'value': key}, {'type': 'keyUp', 'value': key}]}]})
+        steps = [{'type': kind, 'value': key} for kind in ('keyDown', 'keyUp')]
+        self._call('POST', '/actions', {'actions': [{'type': 'key', 'id': 'keys', 'actions': steps}]})
 
     def window(self, width, height, phone=False):
-        self.cdp('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)
+        size = dict(width=width, height=height, deviceScaleFactor=2 if phone else 1)
+        self.cdp('Emulation.setDeviceMetricsOverride', **size, mobile=phone)
         self.cdp('Emulation.setTouchEmulationEnabled', enabled=phone)
 
-    def scheme(self, name): self.cdp('Emulation.setEmulatedMedia', features=[{'name': 'prefers-color-scheme', 'value': name}])
+    def scheme(self, name):
+        self.cdp('Emulation.setEmulatedMedia', features=[{'name': 'prefers-color-scheme', 'value': name}])
 
     def screenshot(self, path): path.write_bytes(base64.b64decode(self._call('GET', '/screenshot')))
 
@@ -78,5 +89,6 @@ class Browser:
 
     def requests(self):
         "Every address that was asked for since the last call."
-        events = [json.loads(entry['message'])['message'] for entry in self._call('POST', '/se/log', {'type': 'performance'})]
+        log = self._call('POST', '/se/log', {'type': 'performance'})
+        events = [json.loads(entry['message'])['message'] for entry in log]
         return [e['params']['request']['url'] for e in events if e['method'] == 'Network.requestWillBeSent']

@@ -4,7 +4,8 @@ import numpy as np
 
 
 def pca(z):
-    "The two eigenvectors of the covariance with the largest eigenvalues: distances of the projected points, and the share of variance of each."
+    """The two eigenvectors of the covariance with the largest eigenvalues: distances of the projected points, and the
+    share of variance of each."""
     z = z - z.mean(0)
     values, vectors = np.linalg.eigh(z.T @ z)
     return distances(z @ vectors[:, :-3:-1]), values[:-3:-1]/values.sum()
@@ -15,7 +16,8 @@ def distances(x):
 
 
 def trustworthiness(z, xy, k):
-    "1 − 2/(n k (2n − 3k − 1)) Σ_i Σ over the k neighbours j on the map of max(0, rank of j in truth − k)  (Venna and Kaski 2001)."
+    """1 − 2/(n k (2n − 3k − 1)) Σ_i Σ over the k neighbours j on the map of max(0, rank of j in truth − k)
+    (Venna and Kaski 2001)."""
     n, total = len(z), 0
     true, shown = distances(z), distances(xy)
     for i in range(n):

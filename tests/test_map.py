@@ -6,7 +6,8 @@ from PIL import Image
 import reference_map as slow
 from browser import CHROMIUM, DRIVER, Browser
 from plm.evaluation import ranking
-from plm.map import aligned, map_quality, pca_map, plot_maps, tsne_map, write_map
+from plm.map import align, map_quality, pca_map, plot_maps, tsne_map, write_map
+from plm.search import write_photos_page
 
 
 def points(n, d, seed=0): return torch.tensor(np.random.default_rng(seed).normal(size=(n, d))*np.linspace(2, 0.5, d))
@@ -42,7 +43,10 @@ def test_tsne_ignores_position_and_scale_and_finds_clusters():
 def test_tsne_is_the_same_with_more_threads(tmp_path):
     "In a process that may use two, since scikit-learn's threads are counted when it is loaded."
     points(120, 6).numpy().tofile(tmp_path/'z')
-    code = f"import numpy as np, torch; from plm.map import tsne_map; np.asarray(tsne_map(torch.from_numpy(np.fromfile({str(tmp_path/'z')!r}).reshape(120, -1)))).tofile({str(tmp_path/'xy')!r})"
+    code = f"""import numpy as np, torch
+from plm.map import tsne_map
+z = torch.from_numpy(np.fromfile({str(tmp_path/'z')!r}).reshape(120, -1))
+tsne_map(z).tofile({str(tmp_path/'xy')!r})"""
     subprocess.run([sys.executable, '-c', code], env=os.environ | {'OMP_NUM_THREADS': '2'}, check=True)
     one = np.asarray(tsne_map(points(120, 6)))
     assert (np.fromfile(tmp_path/'xy', one.dtype).reshape(one.shape) == one).all()
@@ -69,16 +73,18 @@ def test_quality_follows_the_formulas(n, k, seed):
 
 
 def test_quality_wants_a_place_for_each_embedding():
-    with pytest.raises(ValueError, match=r'\(6, 2\).*\(5, 2\)'): map_quality(points(6, 4), points(5, 2).numpy(), torch.arange(6) % 2)
+    with pytest.raises(ValueError, match=r'\(6, 2\).*\(5, 2\)'):
+        map_quality(points(6, 4), points(5, 2).numpy(), torch.arange(6) % 2)
 
 
 @given(st.integers(3, 20), st.integers(0, 99))
 @settings(max_examples=10, deadline=None)
-def test_aligned_is_the_best_turn_and_keeps_distances(n, seed):
-    xy, to = points(n, 2, seed).numpy() + 3, points(n, 2, seed + 1).numpy()
-    found = aligned(xy, to)
+def test_align_is_the_best_turn_and_keeps_distances(n, seed):
+    xy, target = points(n, 2, seed).numpy() + 3, points(n, 2, seed + 1).numpy()
+    found = align(xy, target)
     assert np.allclose(slow.distances(found), slow.distances(xy))
-    assert ((found - (to - to.mean(0)))**2).sum() <= slow.best_turn(xy - xy.mean(0), to - to.mean(0), 360) + 1e-9
+    target = target - target.mean(0)
+    assert ((found - target)**2).sum() <= slow.best_turn(xy - xy.mean(0), target, 360) + 1e-9
 
 
 # ---- the static picture
@@ -88,13 +94,15 @@ def test_the_picture_shows_every_point_once(classes, n):
     labels = torch.arange(n) % classes
     xy = points(n, 2).numpy()
     images = torch.randint(0, 256, (n, 1, 9, 7), dtype=torch.uint8)
-    fig = plot_maps({'a': {'p': xy, 'q': -xy}}, {'a': {'p': 'note p', 'q': 'note q'}}, {'a': {'p': 'xy', 'q': 'uv'}}, images, labels, 'the title')
+    notes, axis_labels = {'a': {'p': 'note p', 'q': 'note q'}}, {'a': {'p': 'xy', 'q': 'uv'}}
+    fig = plot_maps({'a': {'p': xy, 'q': -xy}}, notes, axis_labels, images, labels, 'the title')
     shown = min(12, classes)
     assert len(fig.axes) == 2 + shown
     for ax, sign in zip(fig.axes[:2], (1, -1)):
         drawn = np.concatenate([c.get_offsets() for c in ax.collections])
         assert np.allclose(sorted(map(tuple, drawn)), sorted(map(tuple, sign*xy)))
-    assert 'note q' in fig.axes[1].get_title() and fig.axes[1].get_xlabel() == 'u' and fig.get_suptitle() == 'the title'
+    assert 'note q' in fig.axes[1].get_title() and fig.axes[1].get_xlabel() == 'u'
+    assert fig.get_suptitle() == 'the title'
     thumbnails = [ax.images[0].get_array() for ax in fig.axes[2:]]
     assert all(any((t == i[0].numpy()).all() for i in images) for t in thumbnails)
 
@@ -106,7 +114,7 @@ NAMES = ['plain', '<b>bold</b>', '</script><script>alert(1)</script>', 'ƅ "&amp
 
 
 def toy(colour=False):
-    "Points on two grids, far enough apart to be hit one by one; each image has one bright row, its own number in its pixels."
+    "Points on two grids, far enough apart to be hit one by one; each image has one bright row and its own number."
     labels = torch.arange(N) % CLASSES
     grid = np.stack([np.arange(N) % 8, np.arange(N)//8], 1).astype(float)
     shuffled = grid[np.random.default_rng(1).permutation(N)]
@@ -114,11 +122,15 @@ def toy(colour=False):
     images[torch.arange(N), :, labels] = 255
     images[:, :, 7] = (5*torch.arange(N, dtype=torch.uint8))[:, None, None]
     maps = {'before <i>': {'t-SNE': grid, 'PCA': grid[:, ::-1]}, 'after': {'t-SNE': shuffled, 'PCA': shuffled**2}}
-    near = {name: ranking(points(N, 6, seed) + 1.5*labels[:, None], K) for seed, name in enumerate(maps)} # some right, some wrong
-    return dict(title='Map & <title>', text='Toy, seed 0 <u>', images=images, labels=labels, maps=maps, neighbours=near, names=NAMES)
+    near = {name: ranking(points(N, 6, seed) + 1.5*labels[:, None], K) # some right, some wrong
+            for seed, name in enumerate(maps)}
+    return dict(title='Map & <title>', text='Toy, seed 0 <u>', images=images, labels=labels, maps=maps, neighbors=near,
+                names=NAMES)
 
 
-def content(page): return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding='utf-8'), re.S).group(1))
+def content(page):
+    html = page.read_text(encoding='utf-8')
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S).group(1))
 
 
 @pytest.mark.parametrize('colour', [False, True])
@@ -126,10 +138,11 @@ def test_the_page_holds_what_it_was_given(tmp_path, colour):
     given_, page = toy(colour), tmp_path/'sub'/'map.html'
     write_map(page, **given_)
     html, data = page.read_text(encoding='utf-8'), content(page)
-    assert data['labels'] == given_['labels'].tolist() and data['names'] == NAMES and data['planes'] == ['t-SNE', 'PCA']
+    assert data['labels'] == given_['labels'].tolist() and data['names'] == NAMES
+    assert data['planes'] == ['t-SNE', 'PCA']
     assert data['ink'] == (None if colour else 'light')
-    for space, (name, near) in zip(data['spaces'], given_['neighbours'].items()):
-        assert space['name'] == name and space['neighbours'] == near.flatten().tolist()
+    for space, (name, near) in zip(data['spaces'], given_['neighbors'].items()):
+        assert space['name'] == name and space['neighbors'] == near.flatten().tolist()
         for plane, xy in given_['maps'][name].items():
             places = np.reshape(space['maps'][plane], (N, 2))
             assert np.abs(places).max() == data['unit'] == 9999
@@ -140,7 +153,8 @@ def test_the_page_holds_what_it_was_given(tmp_path, colour):
     sprite = np.asarray(Image.open(io.BytesIO(base64.b64decode(sprite))))
     for i in (0, 7, 47):
         y, x = 8*(i//data['columns']), 8*(i % data['columns'])
-        cell = given_['images'][i].permute(1, 2, 0).numpy() if colour else given_['images'][i, 0].numpy()
+        image = given_['images'][i]
+        cell = image.permute(1, 2, 0).numpy() if colour else image[0].numpy()
         assert np.abs(sprite[y:y+8, x:x+8].astype(int) - cell).max() <= (20 if colour else 0) # JPEG's loss
 
 
@@ -161,25 +175,30 @@ def test_two_thousand_images_stay_below_3_megabytes(tmp_path):
     n = 2000
     images = torch.randint(0, 256, (n, 28, 28), dtype=torch.uint8) # noise: nothing that PNG could save
     near, xy = torch.arange(n)[:, None] - torch.arange(1, 10), points(n, 2).numpy()
-    write_map(tmp_path/'map.html', '', '', images, torch.arange(n) % 100, {s: {'t-SNE': xy, 'PCA': xy} for s in 'ab'}, {s: near % n for s in 'ab'})
+    maps, neighbors = {s: {'t-SNE': xy, 'PCA': xy} for s in 'ab'}, {s: near % n for s in 'ab'}
+    write_map(tmp_path/'map.html', '', '', images, torch.arange(n) % 100, maps, neighbors)
     assert (tmp_path/'map.html').stat().st_size < 3e6
 
 
-@given(st.integers(2, 9), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.sampled_from([None, 1, 3]), st.booleans())
+@given(st.integers(2, 9), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.sampled_from([None, 1, 3]),
+       st.booleans())
 @settings(max_examples=20, deadline=None)
 def test_pages_of_any_shape(tmp_path_factory, n, k, h, w, channels, collapsed):
     k = min(k, n - 1)
-    images = torch.randint(0, 256, (n, h, w) if channels is None else (n, channels, h, w), dtype=torch.uint8)
+    shape = (n, h, w) if channels is None else (n, channels, h, w)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
     labels, xy = torch.arange(n) % 2, np.zeros((n, 2)) if collapsed else points(n, 2).numpy()
     page = tmp_path_factory.mktemp('page')/'map.html'
+    given_ = (page, '', '', images, labels, {'a': {'p': xy}}, {'a': ranking(points(n, 3), k)})
     if n == 2: # no two images of a class: nothing to retrieve
-        with pytest.raises(ValueError): write_map(page, '', '', images, labels, {'a': {'p': xy}}, {'a': ranking(points(n, 3), k)})
+        with pytest.raises(ValueError): write_map(*given_)
         return
-    write_map(page, '', '', images, labels, {'a': {'p': xy}}, {'a': ranking(points(n, 3), k)})
+    write_map(*given_)
     assert content(page)['size'] == [w, h] and content(page)['names'] is None
 
 
 def swap(d, **changes): return {**d, **changes}
+def pca(t, xy): return swap(t['maps'], after=swap(t['maps']['after'], PCA=xy))
 
 
 @pytest.mark.parametrize('change, message', [
@@ -191,13 +210,14 @@ def swap(d, **changes): return {**d, **changes}
     (lambda t: dict(labels=t['labels'] - 1), '0 or more'),
     (lambda t: dict(names=NAMES[:3]), '3 class names, but a label is 3'),
     (lambda t: dict(maps={}), 'give both'),
-    (lambda t: dict(maps={'after': t['maps']['after']}), 'give both for the same embeddings'),
+    (lambda t: dict(maps={'after': t['maps']['after']}), 'give both for each embedding'),
     (lambda t: dict(maps=swap(t['maps'], after={'PCA': t['maps']['after']['PCA']})), "has the maps \\['PCA'\\]"),
-    (lambda t: dict(maps=swap(t['maps'], after=swap(t['maps']['after'], PCA=np.zeros((N, 3))))), r'after, PCA has shape \(48, 3\)'),
-    (lambda t: dict(maps=swap(t['maps'], after=swap(t['maps']['after'], PCA=np.full((N, 2), np.nan)))), 'NaN'),
-    (lambda t: dict(neighbours=swap(t['neighbours'], after=t['neighbours']['after'][:, :2])), r"'after' have shape \(48, 2\), expected \(48, 5\)"),
-    (lambda t: dict(neighbours=swap(t['neighbours'], after=t['neighbours']['after'] + 30)), 'other images, 0 to 47'),
-    (lambda t: dict(neighbours=swap(t['neighbours'], after=torch.arange(N)[:, None].expand(-1, K))), 'other images'),
+    (lambda t: dict(maps=pca(t, np.zeros((N, 3)))), r'after, PCA must have shape \(48, 2\).*\(48, 3\)'),
+    (lambda t: dict(maps=pca(t, np.full((N, 2), np.nan))), 'NaN'),
+    (lambda t: dict(neighbors=swap(t['neighbors'], after=t['neighbors']['after'][:, :2])),
+     r"'after' have shape \(48, 2\), expected \(48, 5\)"),
+    (lambda t: dict(neighbors=swap(t['neighbors'], after=t['neighbors']['after'] + 30)), 'other images, 0 to 47'),
+    (lambda t: dict(neighbors=swap(t['neighbors'], after=torch.arange(N)[:, None].expand(-1, K))), 'other images'),
 ])
 def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, change, message):
     given_ = toy()
@@ -209,7 +229,9 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, change, mes
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
-    if not (CHROMIUM and DRIVER): pytest.skip("chromium and chromedriver are not installed (Debian: apt install chromium chromium-driver): the page was not opened in a browser")
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("chromium and chromedriver are not installed (Debian: apt install chromium chromium-driver): "
+                    "the page was not opened in a browser")
     with Browser(tmp_path_factory.mktemp('profile')) as b: yield b
 
 
@@ -235,23 +257,42 @@ def wait(b, condition, seconds=10):
         time.sleep(0.02)
 
 
-def where(b, i): return b.js('const r = canvas.getBoundingClientRect(), [x, y] = spot(arguments[0]); return [r.left + x, r.top + y]', i)
-def shown(b, css): return b.js('const e = document.querySelector(arguments[0]); return e.offsetParent === null ? null : e.innerText', css)
-def strokes(b): return b.js('return pen.getImageData(0, 0, canvas.width, canvas.height).data.reduce((n, v, j) => n + (j % 4 === 3 && v > 0), 0)')
-def answers(b): return b.js('return [...document.querySelectorAll("#near button")].map(e => [+e.dataset.image, e.className, e.textContent])')
+def where(b, i):
+    return b.js("""const r = canvas.getBoundingClientRect(), [x, y] = spot(arguments[0]);
+        return [r.left + x, r.top + y]""", i)
+
+
+def shown(b, css):
+    return b.js("""const e = document.querySelector(arguments[0]);
+        return e.offsetParent === null ? null : e.innerText""", css)
+
+
+def strokes(b):
+    "How many pixels of the map are not empty."
+    return b.js("""return pen.getImageData(0, 0, canvas.width, canvas.height).data
+        .reduce((n, v, j) => n + (j % 4 === 3 && v > 0), 0)""")
+
+
+def answers(b):
+    return b.js("""return [...document.querySelectorAll("#near button")]
+        .map(e => [+e.dataset.image, e.className, e.textContent])""")
 
 
 def expected(space, i):
     t = toy()
-    near = t['neighbours'][list(t['maps'])[space]][i].tolist()
-    return [[j, 'right' if j % CLASSES == i % CLASSES else 'wrong', ('✓ ' if j % CLASSES == i % CLASSES else '✗ ') + 'class ' + broken(NAMES[j % CLASSES])] for j in near]
+    near = t['neighbors'][list(t['maps'])[space]][i].tolist()
+    kinds = [('right', '✓') if j % CLASSES == i % CLASSES else ('wrong', '✗') for j in near]
+    return [[j, kind, f'{sign} class {broken(NAMES[j % CLASSES])}'] for j, (kind, sign) in zip(near, kinds)]
 
 
-# the colours that are met on the straight way from one point to others, from the middle of the one to the frame of the other, and one pixel beside it
-LINES = """const {data, width} = pen.getImageData(0, 0, canvas.width, canvas.height), [i, others] = arguments, [a, b] = spot(i);
+# the colours on the straight way from one point to others, from the middle of the one to the frame of the other,
+# and one pixel beside it
+LINES = """const {data, width} = pen.getImageData(0, 0, canvas.width, canvas.height);
+const [i, others] = arguments, [a, b] = spot(i);
 return others.map(j => { const [c, d] = spot(j), found = [];
   for (let t = 0; t <= 1; t += 0.005) for (const side of [-1, 0, 1]) {
-    const o = 4*(Math.round(b + (d - b)*t + side)*width + Math.round(a + (c - a)*t + side)); found.push([...data.slice(o, o + 4)]);
+    const o = 4*(Math.round(b + (d - b)*t + side)*width + Math.round(a + (c - a)*t + side));
+    found.push([...data.slice(o, o + 4)]);
   }
   return found; })"""
 
@@ -266,7 +307,9 @@ def test_pointing_at_an_image_shows_it_and_its_class(page):
         wait(page, f'hovered === {i} && !painting')
         text = re.split(r'\n+', shown(page, '#tip').replace('\u2028', ' '))
         assert text == [f'class {broken(NAMES[i % CLASSES])}'.replace('\u2028', ' '), f'image {i}']
-        pixels = page.js("const c = document.querySelector('#tip canvas'), p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return Array.from({length: 8}, (_, y) => p[4*((y*4 + 2)*c.width + 2)])")
+        pixels = page.js("""const c = document.querySelector('#tip canvas');
+            const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+            return Array.from({length: 8}, (_, y) => p[4*((y*4 + 2)*c.width + 2)])""")
         assert pixels == toy()['images'][i, 0, :, 0].tolist()
     page.pointer(('move', 1190, 790))
     wait(page, 'hovered === -1 && !painting')
@@ -285,9 +328,11 @@ def test_photographs_are_shown_in_their_colours(page, tmp_path):
         page.pointer(('move', *where(page, i)), 'down', 'up')
         wait(page, f'chosen === {i} && !painting')
         for css in ('#tip', '#query'):
-            pixel = page.js(f"const c = document.querySelector('{css} canvas'); return [...c.getContext('2d').getImageData(c.width/2, c.height/2, 1, 1).data]")
+            pixel = page.js("""const c = document.querySelector(arguments[0] + ' canvas');
+                return [...c.getContext('2d').getImageData(c.width/2, c.height/2, 1, 1).data]""", css)
             assert np.abs(np.subtract(pixel[:3], own['images'][i, :, 4, 4])).max() < 12, pixel
-    middle = page.js('const [x, y] = spot(33), r = devicePixelRatio; return [...pen.getImageData(Math.round(x*r), Math.round(y*r), 1, 1).data]')
+    middle = page.js("""const [x, y] = spot(33), r = devicePixelRatio;
+        return [...pen.getImageData(Math.round(x*r), Math.round(y*r), 1, 1).data]""")
     assert np.argmax(middle[:3]) == 33 % 3 and np.ptp(middle[:3]) > 120
     assert answers(page) == expected(0, 33)
 
@@ -355,6 +400,7 @@ def test_everything_can_be_reached_by_keys(page):
     assert page.js("return document.activeElement.id") == 'map'
     page.press('Up')
     first = page.js('return hovered')
+    wait(page, '!painting')
     assert first >= 0 and f'image {first}' in shown(page, '#tip')
     before = where(page, first)
     page.press('Right')
@@ -378,8 +424,28 @@ def test_it_fits_the_window_and_the_eye(page, tmp_path, width, scheme):
     page.pointer(('move', *where(page, 21)), 'down', 'up', kind='touch' if width == 400 else 'mouse')
     wait(page, 'chosen === 21 && !painting')
     assert 'image 21' in shown(page, '#tip') and 'image 21' in shown(page, '#query')
-    box = page.js('const t = document.getElementById("tip").getBoundingClientRect(), s = canvas.getBoundingClientRect(); return [t.left - s.left, t.top - s.top, s.right - t.right, s.bottom - t.bottom]')
+    box = page.js("""const t = $('tip').getBoundingClientRect(), s = canvas.getBoundingClientRect();
+        return [t.left - s.left, t.top - s.top, s.right - t.right, s.bottom - t.bottom]""")
     assert min(box) >= 0
     page.screenshot(tmp_path/'page.png')
     picture = np.asarray(Image.open(tmp_path/'page.png').convert('L'))
     assert picture.std() > 10 and (picture.mean() < 80 if scheme == 'dark' else picture.mean() > 170)
+
+
+def test_the_page_of_photos_shows_every_photo(browser, tmp_path):
+    "The other page with a script: its policy lets the script run, which gives each image its pixels."
+    images = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
+    found = {'before': np.array([[1, 2], [0, 3]]), 'after': np.array([[5, 2], [0, 4]])}
+    write_photos_page(tmp_path/'p.html', images, [f'<{i}>.jpg' for i in range(6)], [0, 1], found, [*'xyxyx', None],
+                      ['Six photos.'], {'Skipped </script>': [['file', 'why'], ['<b>', 'broken']]})
+    browser.console(), browser.requests()
+    browser.open(tmp_path/'p.html')
+    assert browser.js('return [...document.images].map(i => i.naturalWidth)') == [40]*10
+    assert browser.js('return document.images[1].title') == '<1>.jpg'
+    browser.window(400, 900, phone=True)
+    assert browser.js('return document.documentElement.scrollWidth') <= 400
+    frames = browser.js('return [...document.images].map(i => getComputedStyle(i).borderTopStyle + i.className)')
+    assert frames == ['solid', 'dashedwrong', 'solidright', 'solid', 'solidright'] + [
+        'solid', 'dashedwrong', 'solidright', 'dashedwrong', 'dashedwrong']
+    assert browser.console() == []
+    assert [u for u in browser.requests() if not u.startswith(('chrome:', 'data:'))] == [(tmp_path/'p.html').as_uri()]
