@@ -3,7 +3,8 @@ import os, socket, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 import ranks
-from plm.distributed import gather, own_rows, rank, size, sum_gradients, synchronise, together
+from plm.distributed import (all_gather, all_reduce_gradients, broadcast, divide, own_rows, rank, spawn, sync_batchnorm,
+                             world_size)
 
 
 TESTS = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]) # so that processes can import `ranks`
@@ -15,27 +16,27 @@ def importable(monkeypatch): monkeypatch.setenv('PYTHONPATH', TESTS)
 
 def test_alone_nothing_changes():
     x, net = torch.rand(5, 2), torch.nn.BatchNorm2d(3)
-    assert gather(x) is x and own_rows(5) == slice(0, 5) and (rank(), size()) == (0, 1) and type(synchronise(net)) is torch.nn.BatchNorm2d
-    with pytest.raises(ValueError, match='process 0 of 1 has 6 of 6 rows, got 5'): gather(x, 6)
+    assert all_gather(x) is x and own_rows(5) == slice(0, 5) and (rank(), world_size()) == (0, 1) and type(sync_batchnorm(net)) is torch.nn.BatchNorm2d
+    with pytest.raises(ValueError, match='process 0 of 1 has 6 of 6 rows, got 5'): all_gather(x, 6)
     p = torch.nn.Parameter(x)
     p.grad = x.clone()
-    sum_gradients([p])
+    all_reduce_gradients([p])
     assert torch.equal(p.grad, x)
 
 
 def test_normalisation_that_cannot_be_shared_is_refused(monkeypatch):
     from plm import distributed
     class Own(torch.nn.BatchNorm2d): pass
-    monkeypatch.setattr(distributed, 'size', lambda: 2)
-    with pytest.raises(ValueError, match='Own of this network cannot be shared.*launch: single'): synchronise(torch.nn.Sequential(torch.nn.BatchNorm2d(2), Own(3)))
-    assert type(synchronise(torch.nn.Sequential(torch.nn.BatchNorm2d(2)))[0]) is distributed._BatchNorm
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
+    with pytest.raises(ValueError, match='Own of this network cannot be shared.*launch: single'): sync_batchnorm(torch.nn.Sequential(torch.nn.BatchNorm2d(2), Own(3)))
+    assert type(sync_batchnorm(torch.nn.Sequential(torch.nn.BatchNorm2d(2)))[0]) is distributed._BatchNorm
 
 
 def test_rows_are_shared_out_once(monkeypatch):
     from plm import distributed
     for n in range(12):
         for n_processes in range(1, 6):
-            monkeypatch.setattr(distributed, 'size', lambda: n_processes)
+            monkeypatch.setattr(distributed, 'world_size', lambda: n_processes)
             rows = []
             for r in range(n_processes):
                 monkeypatch.setattr(distributed, 'rank', lambda: r)
@@ -49,7 +50,7 @@ def started(request, tmp_path_factory):
     processes, *what, folder = *request.param, tmp_path_factory.mktemp('started')
     with pytest.MonkeyPatch.context() as m:
         m.setenv('PYTHONPATH', TESTS)
-        return processes, what[0], ranks.everything(*what, folder), together(ranks.everything, processes, *what, folder)
+        return processes, what[0], ranks.everything(*what, folder), spawn(ranks.everything, processes, *what, folder)
 
 
 def test_gradients_and_embeddings_are_those_of_one_process(started):
@@ -82,19 +83,19 @@ def test_all_processes_keep_the_embeddings_of_the_whole_batch(started):
 def alone(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setenv('PYTHONPATH', TESTS)
-        return together(ranks.run, 1, 'plm', tmp_path_factory.mktemp('alone'))[0]
+        return spawn(ranks.run, 1, 'plm', tmp_path_factory.mktemp('alone'))[0]
 
 
 def test_a_run_of_two_follows_a_run_of_one_and_all_have_the_same_state(tmp_path, alone):
-    log, _, apart, saved = together(ranks.run, 2, 'plm', tmp_path)
+    log, _, apart, saved = spawn(ranks.run, 2, 'plm', tmp_path)
     assert apart == 0 and saved == [0, 0, 0] and not list(tmp_path.rglob('*.pt'))
     for a, b in zip(alone, log, strict=True): assert b == pytest.approx(a, rel=2e-3)
 
 
 def test_a_killed_run_of_two_is_resumed_by_three(tmp_path, alone):
-    with pytest.raises(RuntimeError, match='process 0 of 2 failed.*SIGKILL'): together(ranks.run, 2, 'plm', tmp_path, 1)
+    with pytest.raises(RuntimeError, match='process 0 of 2 failed.*SIGKILL'): spawn(ranks.run, 2, 'plm', tmp_path, 1)
     assert len(list(tmp_path.glob('*.pt'))) == 1
-    log, _, apart, saved = together(ranks.run, 3, 'plm', tmp_path)
+    log, _, apart, saved = spawn(ranks.run, 3, 'plm', tmp_path)
     assert apart == 0 and saved == [0, 0] # the first epoch was not done again
     for a, b in zip(alone, log, strict=True): assert b == pytest.approx(a, rel=2e-3)
 
@@ -102,7 +103,7 @@ def test_a_killed_run_of_two_is_resumed_by_three(tmp_path, alone):
 @pytest.mark.parametrize('how, words', [('early', 'ValueError: broken on purpose, early'), ('late', 'ValueError: broken on purpose, late'), ('killed', 'Signal 9')])
 def test_one_that_fails_ends_all_and_is_named(how, words):
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match=f'process 1 of 2 failed, and the others were ended: {words}'): together(ranks.fail, 2, how)
+    with pytest.raises(RuntimeError, match=f'process 1 of 2 failed, and the others were ended: {words}'): spawn(ranks.fail, 2, how)
     assert time.monotonic() - began < 60 # the others do not wait for the time limit of ten minutes
 
 
@@ -117,18 +118,18 @@ def test_two_machines_without_a_common_disk(tmp_path, alone):
     finally:
         for launcher in launchers: launcher.kill()
     found = torch.load(tmp_path/'found.pt', weights_only=True)
-    assert (found['size'], found['local'], found['files'], found['epochs']) == (2, '1', [1, 0], [0, 1, 1, 2]) # taken up after the first epoch, from the disk of the machine that is number 1 now
+    assert (found['world_size'], found['local'], found['files'], found['epochs']) == (2, '1', [1, 0], [0, 1, 1, 2]) # taken up after the first epoch, from the disk of the machine that is number 1 now
     for a, b in zip(alone, found['log'], strict=True): assert b == pytest.approx(a, rel=2e-3)
     assert not list(tmp_path.rglob('*.pt'))[1:] # the checkpoints are gone, on both machines
     assert all(launcher.returncode for launcher in launchers) and any('Signal 9' in text for text in said) and time.monotonic() - began < 60 # one machine's end is the end of the other
 
 
 def test_a_batch_that_cannot_be_shared(tmp_path):
-    with pytest.raises(RuntimeError, match='batch_size = 26 cannot be shared equally by 2 processes.*multiple of 4'): together(ranks.indivisible, 2, tmp_path)
+    with pytest.raises(RuntimeError, match='batch_size = 26 cannot be shared equally by 2 processes.*multiple of 4'): spawn(ranks.indivisible, 2, tmp_path)
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):
-    code = f"import ranks\nfrom plm.distributed import together\nif __name__ == '__main__': together(ranks.wait_forever, 2, {str(tmp_path/'pid')!r})"
+    code = f"import ranks\nfrom plm.distributed import spawn\nif __name__ == '__main__': spawn(ranks.wait_forever, 2, {str(tmp_path/'pid')!r})"
     (tmp_path/'start.py').write_text(code)
     parent = subprocess.Popen([sys.executable, tmp_path/'start.py'])
     pids = [tmp_path/f'pid{r}' for r in range(2)]

@@ -3,7 +3,8 @@ import faiss, numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 import plm.sampling
-from plm.sampling import NeighborSearch, NeighborhoodBatches, RandomBatches, nearest_neighbors
+from plm.sampling import (NeighborSearch, NeighborhoodBatches, RandomBatches, _by_product, centered, nearest,
+                          nearest_neighbors, not_self)
 
 def cloud(n, d, seed, kind):
     "Points of several kinds, the awkward ones among them: many ties, copies, all in one place, one far away."
@@ -80,16 +81,29 @@ def test_result_is_on_the_device_of_the_points():
 def test_neighbors_refuse(z, k, says):
     with pytest.raises(ValueError, match=says): nearest_neighbors(z, k)
 
+def by_product(z, rows, k):
+    "The nearest others of some points, found as on a GPU."
+    x = centered(z)
+    found = _by_product(x, x[rows], k + 1)[1]
+    return found[not_self(found, rows)].view(len(rows), k)
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 60), st.integers(1, 20), st.data(), st.integers(0, 999), kinds)
 def test_the_product_of_a_gpu_finds_the_nearest(n, d, data, seed, kind):
-    k, rows = data.draw(st.integers(1, n - 1)), torch.arange(n)
-    z = cloud(n, d, seed, kind)
-    check_neighbors(z, plm.sampling._without(plm.sampling._by_product(plm.sampling._centred(z), rows, k + 1), rows))
+    z, k = cloud(n, d, seed, kind), data.draw(st.integers(1, n - 1))
+    check_neighbors(z, by_product(z, torch.arange(n), k))
 
 def test_the_product_orders_as_faiss_does():
     z, rows = cloud(900, 32, 5, 'normal') + 30, torch.randperm(900)[:400]
-    assert torch.equal(plm.sampling._without(plm.sampling._by_product(plm.sampling._centred(z), rows, 31), rows), nearest_neighbors(z, 30)[rows])
+    assert torch.equal(by_product(z, rows, 30), nearest_neighbors(z, 30)[rows])
+
+@pytest.mark.parametrize('search', [nearest, _by_product])
+def test_distances_are_squared_and_sorted(search):
+    x, queries = cloud(200, 8, 0, 'normal'), cloud(30, 8, 1, 'normal')
+    d2, near = search(x, queries, 12)
+    torch.testing.assert_close(d2, torch.cdist(queries, x).square().gather(1, near), rtol=0, atol=1e-4)
+    assert torch.equal(d2, d2.sort(1).values) and d2.shape == (30, 12)
+    assert [part.shape for part in search(x, queries[:0], 3)] == [(0, 3), (0, 3)]
 
 def sheet(n, d, seed=0):
     g = torch.Generator().manual_seed(seed)
@@ -106,7 +120,7 @@ def test_an_index_keeps_its_promise(d, k, enough):
     assert search.recall >= enough and abs(recall(found, true) - search.recall) < 0.03
     assert (found != rows[:, None]).all() and all(len(set(row)) == k for row in found.tolist()) and found.dtype == torch.int64
     assert torch.equal(search(rows[7:99]), found[7:99]) # whoever else is asked about
-    assert torch.equal(search.exact(rows[:50], 2*k), nearest_neighbors(z, 2*k)[:50])
+    assert torch.equal(search._exact(rows[:50]), true[:50])
     if d > 1: assert search.cells[0] < search.cells[1] and not torch.equal(found, true) # else this tests no index
 
 def test_an_index_looks_at_more_cells_for_more_recall():
@@ -122,8 +136,8 @@ def test_a_promise_that_cannot_be_kept_is_kept_by_exact_search():
 
 def test_cells_that_hold_too_few_are_not_the_last_word():
     search, rows = NeighborSearch(sheet(4000, 8), 99, exact_up_to=100, enough=0.5), torch.arange(4000)
-    faiss.downcast_index(search._quick.base_index).nprobe = 1 # a cell holds about 60
-    assert search.cells is not None and (search._search(search._quick, rows, 99) < 0).any()
+    faiss.downcast_index(search._index.base_index).nprobe = 1 # a cell holds about 60
+    assert search.cells is not None and (search._by_index(rows) < 0).any()
     found = search(rows)
     assert all(len(set(row)) == 99 for row in found.tolist()) and (found >= 0).all() and (found != rows[:, None]).all()
 
@@ -186,19 +200,21 @@ def test_neighborhood_batches(k, groups, extra, seed, kind, n_batches):
         if b*2 <= n: assert len(queries) == len(set(queries))
     assert list(s) == batches
 
-@pytest.mark.parametrize('n, n_batches, seed', [(1000, None, 0), (1000, 23, 1), (130, 4, 2)]) # 23: more than a pass; 130: lists run out, and queries wait
+@pytest.mark.parametrize('n, n_batches, seed', [(1000, None, 0), (1000, 23, 1), (130, 4, 2)]) # 23: more than a pass; 130: queries wait
 def test_searching_for_the_next_queries_gives_the_batches_of_a_whole_table(monkeypatch, n, n_batches, seed):
-    z = cloud(n, 5, seed, 'normal')
+    z, searched = cloud(n, 5, seed, 'normal'), []
+    def counting(search): return lambda rows: searched.append(len(rows)) or search(rows)
     def batches(block):
+        searched.clear()
         monkeypatch.setattr(plm.sampling, '_block', block)
         s = NeighborhoodBatches(n, 100, 5, seed, n_batches)
-        s.refresh(z)
-        return list(s), s.search.k
-    whole, k = batches(n)
-    assert k == 99
+        s.refresh(z, divide=counting)
+        return list(s)
+    whole = batches(n)
+    assert searched == [n]
     for block in (1, 64, n - 1):
-        parts, k = batches(block)
-        assert parts == whole and k == 25 # of many points fewer neighbours are asked at first
+        assert batches(block) == whole
+        assert len(searched) > (block < 100) and max(searched) <= min(block, (n_batches or n//100)*20) + 20 # waiting ones are asked as well
 
 @pytest.mark.parametrize('kind', ['one place', 'copies', 'lattice', 'outlier'])
 def test_batches_of_many_points_are_distinct_whatever_the_ties(monkeypatch, kind):
@@ -255,6 +271,13 @@ def test_as_batch_sampler():
     (dict(n=99), 'n = 99'), (dict(n=100, n_batches=0), 'at least 1')])
 def test_neighborhood_batches_refuse(kwargs, says):
     with pytest.raises(ValueError, match=says): NeighborhoodBatches(**kwargs)
+
+def test_every_search_of_an_epoch_is_divided(monkeypatch):
+    monkeypatch.setattr(plm.sampling, '_block', 64)
+    def wrong(search): return lambda rows: (rows[:, None] + torch.arange(1, 100)) % 200 # what another process would answer
+    s = NeighborhoodBatches(200)
+    s.refresh(cloud(200, 4, 0, 'normal'), wrong)
+    for batch in s: assert batch[1:5] == [(batch[0] + i) % 200 for i in range(1, 5)]
 
 def test_refresh_refuses():
     s = NeighborhoodBatches(200)
