@@ -14,7 +14,8 @@ from tqdm.auto import tqdm as auto_tqdm
 from tqdm import tqdm as text_tqdm
 
 # %% auto #0
-__all__ = ['generator_at', 'whole_file', 'one_of', 'check_embeddings', 'Constants', 'read_constants', 'pick_device', 'progress']
+__all__ = ['generator_at', 'whole_file', 'one_of', 'check_embeddings', 'Constants', 'read_constants', 'pick_device', 'progress',
+           'format_bytes', 'format_seconds']
 
 # %% ../nbs/00_core.ipynb #e61e9f51
 def generator_at(
@@ -119,3 +120,20 @@ def progress(
     try: width = os.get_terminal_size(terminal.fileno()).columns
     except OSError: width = 0 # a pipe
     return text_tqdm(items, **say, file=terminal, ncols=width or 100, mininterval=0.5) # a terminal may say it is 0 wide
+
+# %% ../nbs/00_core.ipynb #ec6dbe1d
+def format_bytes(
+    n: int, # bytes
+) -> str: # such as '1.5 GiB'
+    "A size in binary units."
+    for unit, size in (('TiB', 2**40), ('GiB', 2**30), ('MiB', 2**20), ('KiB', 2**10)):
+        if n >= size: return f'{n/size:.1f} {unit}'
+    return f'{n} B'
+
+def format_seconds(
+    seconds: float, # a time
+) -> str: # such as '3.5 h'
+    "A time in the largest unit of which it holds two."
+    for unit, length in (('days', 86400), ('h', 3600), ('min', 60)):
+        if seconds >= 2*length: return f'{seconds/length:.1f} {unit}'
+    return f'{seconds:.3g} s'
