@@ -117,7 +117,7 @@ def nearest_neighbors(
     "The `k` nearest *other* points of each point. `NeighborSearch` says how, what is promised and what is raised."
     return NeighborSearch(z, k, **options)(torch.arange(len(z))).to(z.device)
 
-# %% ../nbs/02_sampling.ipynb #9a9be2f6
+# %% ../nbs/02_sampling.ipynb #bf5f2477
 class _Batches:
     "What both samplers have in common."
     def __init__(self, n, batch_size, seed, n_batches):
@@ -132,6 +132,13 @@ class _Batches:
     ):
         "Choose the epoch: the same `(seed, epoch)` (and the same embeddings) always give the same batches."
         self.epoch = epoch
+
+    def refresh(self, z: Tensor | None, divide: Callable | None = None):
+        "Take new embeddings of all points. Batches that do not depend on them have nothing to do."
+
+    def describe(self) -> dict[str, float]:
+        "What a log shall tell of the batches."
+        return {}
 
     def __len__(self) -> int: return self.n_batches
 
@@ -151,7 +158,7 @@ class RandomBatches(_Batches):
         order = torch.randperm(self.n, generator=generator_at(self.seed, 'sampling', self.epoch))
         for b in order.split(self.batch_size)[:len(self)]: yield b.tolist()
 
-# %% ../nbs/02_sampling.ipynb #3cc87f95
+# %% ../nbs/02_sampling.ipynb #b37740ad
 class NeighborhoodBatches(_Batches):
     """Batches of `batch_size / k` random queries, each followed by its `k - 1` nearest others, without repetition
     (PLM's neighborhood sampling). `ValueError` for sizes that do not fit."""
@@ -180,6 +187,9 @@ class NeighborhoodBatches(_Batches):
             "Embed the whole training set, in order, without dropping the last batch.")
         self.search = NeighborSearch(z, self.batch_size - 1, **self.options)
         self._divided = divide(self.search) if divide else self.search
+
+    def describe(self) -> dict[str, float]: # neighbour_recall, if an index was asked: the measured share of true neighbours
+        return {'neighbour_recall': self.search.recall} if self.search is not None and self.search.cells else {}
 
     def _neighbors(self, queries):
         "The neighbours of coming queries (if there are few points: of all), as a dict."
