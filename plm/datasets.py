@@ -14,7 +14,7 @@ from torch import Tensor
 from .characters import GlyphsSizes, OmniglotSizes, clean_prints, distinct_characters, glyph_splits, omniglot_splits
 from .core import Constants, generator_at, one_of, whole_file
 from .photos import list_images, write_photos
-from .transfer import download, safe_name, sha256_of, unpack
+from .transfer import download, file_digest, safe_name, unpack
 
 # %% auto #0
 __all__ = ['Rounds', 'PUBLISHED', 'DATASETS', 'PHOTOS', 'SPLITS', 'Archive', 'Published', 'Split', 'draw_gallery',
@@ -245,7 +245,7 @@ def fetch_published(
         for a in set(record.archives) - set(packed): shutil.copyfile(home/a.name, tmp/a.name)
         published_splits(name, tmp)
         for a, note in notes.items(): # as the command sha256sum writes it
-            with whole_file(note) as t: t.write_text(f'{sha256_of(home/a.name)}  {a.name}\n')
+            with whole_file(note) as t: t.write_text(f'{file_digest(home/a.name)}  {a.name}\n')
         os.replace(tmp, root)
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return root

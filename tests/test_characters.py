@@ -10,7 +10,7 @@ from plm import characters
 from plm.characters import (ARCHIVES, CANVAS, UPSTREAM, Camera, GlyphsSizes, OmniglotSizes, clean_prints, coverage,
                             distinct_characters, faces, fetch_archives, glyph_splits, omniglot_splits, photographs,
                             print_glyph, read_archive, shrink, val_characters)
-from plm.transfer import md5_of
+from plm.transfer import file_digest
 from reference_characters import read_slowly, shrink_slowly
 
 # ---- glyphs
@@ -205,7 +205,7 @@ def test_data_dvc_records_the_same_sums():
 
 @pytest.mark.parametrize('how', ['path', 'str/', 'file url', 'environment'])
 def test_mirrors(mini, tmp_path, monkeypatch, how):
-    monkeypatch.setattr(characters, 'ARCHIVES', {n: md5_of(mini/n) for n in ARCHIVES})
+    monkeypatch.setattr(characters, 'ARCHIVES', {n: file_digest(mini/n, 'md5') for n in ARCHIVES})
     monkeypatch.setenv('PLM_MIRROR', str(mini) if how == 'environment' else str(tmp_path/'not this one'))
     mirror = {'path': mini, 'str/': f'{mini}/', 'file url': mini.as_uri(), 'environment': None}[how]
     paths = fetch_archives(tmp_path/'data', mirror)
