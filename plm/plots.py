@@ -52,7 +52,7 @@ def plot_batch(
         ax.set_title(str(title), fontsize=8)
     return fig
 
-# %% ../nbs/22_plots.ipynb #c9fd83c7
+# %% ../nbs/22_plots.ipynb #0f0b21d3
 def thumbnails(
     images: Tensor | np.ndarray, # (N, C, H, W) uint8, perhaps of a file that is larger than memory
     index, # (...) numbers of the images that are wanted, of any shape
@@ -62,7 +62,7 @@ def thumbnails(
     index, scale = torch.as_tensor(index), side/max(images.shape[2:])
     size = [max(1, round(n*scale)) for n in images.shape[2:]]
     def shrink(x): return interpolate(x.float(), size, mode='area').round().to(torch.uint8) if scale < 1 else x
-    found = torch.cat([shrink(torch.as_tensor(images[block])) for block in index.flatten().split(100)])
+    found = torch.cat([shrink(torch.as_tensor(images[block.numpy()])) for block in index.flatten().split(100)])
     return found.view(*index.shape, *found.shape[1:])
 
 # %% ../nbs/22_plots.ipynb #afe0478d

@@ -230,6 +230,7 @@ def test_thumbnails_are_means_of_blocks():
     assert found.shape == (12, 20, 3, 8, 4) and found.dtype == torch.uint8
     assert (found.double() - blocks[index]).abs().max() <= 0.501
     assert torch.equal(thumbnails(images.numpy(), index, 8), found)
+    assert torch.equal(thumbnails(images.numpy(), [3], 8), thumbnails(images, [3], 8)) # one is a block, too
     assert torch.equal(thumbnails(images, index, 24), images[index])
     assert thumbnails(images, [0], 1).shape == (1, 3, 1, 1)
     assert thumbnails(images[:, :1], 3, 8).shape == (1, 8, 4)
