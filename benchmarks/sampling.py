@@ -1,8 +1,11 @@
-"""What neighbourhood sampling costs from 10^4 to 10^6 points: every point searched exactly, only an epoch's queries searched exactly, and these by the index of `NeighborSearch`.
+"""What neighbourhood sampling costs from 10^4 to 10^6 points: every point searched exactly, only an epoch's queries searched
+exactly, and these by the index of `NeighborSearch`.
 
-A part of `benchmarks/bench.py`, which runs it. It also writes benchmarks/sampling.csv, with recall and memory, which nbs/02_sampling.ipynb draws; a process for each size, so that its memory is its own.
-The points lie on a curved sheet of 16 dimensions in 128, in groups of 12, with noise off the sheet: harder for an index than separate clusters, easier than noise alone. Exact search is timed on 4,096 queries and
-multiplied. Of every point 99 neighbours are asked, since a batch of 100 may need them all; of queries 25, since these are searched again in the rare case that 25 are not enough. An epoch has a query for each 5 points.
+A part of `benchmarks/bench.py`, which runs it. It also writes benchmarks/sampling.csv, with recall and memory, which
+nbs/02_sampling.ipynb draws; a process for each size, so that its memory is its own. The points lie on a curved sheet of 16
+dimensions in 128, in groups of 12, with noise off the sheet: harder for an index than separate clusters, easier than noise
+alone. Exact search is timed on 4,096 queries and multiplied. 99 neighbours are asked, since a batch of 100 may need them
+all. An epoch has a query for each 5 points.
 """
 import csv, multiprocessing, resource, time
 from concurrent.futures import ProcessPoolExecutor
@@ -12,9 +15,10 @@ from plm.core import generator_at, whole_file
 from plm.sampling import NeighborSearch
 from timing import against
 
-d, k, all_k, group, sheet, sample = 128, 25, 99, 5, 16, 4096
+d, k, group, sheet, sample = 128, 99, 5, 16, 4096
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
-KINDS = {'IVF256,Flat': ('nprobe', (16, 32, 64, 128)), 'HNSW16,Flat': ('efSearch', (128, 256)), 'IVF256,PQ64x4fs,RFlat(k_factor=16)': ('nprobe', (16, 32, 64, 128))} # each searched until 95 % are found
+KINDS = {'IVF256,Flat': ('nprobe', (16, 32, 64, 128)), 'HNSW16,Flat': ('efSearch', (128, 256, 512)),
+         'IVF256,PQ64x4fs,RFlat(k_factor=4)': ('nprobe', (16, 32, 64, 128))} # each searched until 95 % are found
 
 
 def points(n):
@@ -46,19 +50,20 @@ def measure(n):
     asked = torch.randperm(n, generator=generator_at('asked', n))[:sample]
     build, search = timed(lambda: NeighborSearch(z, k, exact_up_to=0))
     each, found = timed(lambda: search(asked))
-    memory, cells = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20, search.cells # GiB, with torch and the caller's points
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20 # GiB, with torch and the caller's points
+    cells = search.cells
     del search
     flat, exact = timed(lambda: NeighborSearch(z, k, exact_up_to=n))
     each_exact, true = timed(lambda: exact(asked))
-    each_wide, _ = timed(lambda: exact.exact(asked, all_k))
-    line = dict(n=n, recall=1., cells='', GiB='')
-    each, each_exact, each_wide = (seconds/len(asked) for seconds in (each, each_exact, each_wide))
-    return [line | dict(way='exact, every point', seconds=flat + n*each_wide), line | dict(way='exact, queries only', seconds=flat + n/group*each_exact),
-            line | dict(way='index, queries only', seconds=build + n/group*each, recall=share(found[:500], true[:500]), cells='{} of {}'.format(*cells) if cells else 'all', GiB=memory)]
+    each, each_exact, line = each/len(asked), each_exact/len(asked), dict(n=n, recall=1., cells='', GiB='')
+    return [line | dict(way='exact, every point', seconds=flat + n*each_exact),
+            line | dict(way='exact, queries only', seconds=flat + n/group*each_exact),
+            line | dict(way='index, queries only', seconds=build + n/group*each, recall=share(found[:500], true[:500]),
+                        cells='{} of {}'.format(*cells) if cells else 'all', GiB=memory)]
 
 
 def compare(n):
-    "One line for each kind of index, built and searched for an epoch's queries, at the first setting that finds 95 % of the neighbours."
+    "One line for each kind of index, built and searched for an epoch's queries, at the first setting that finds 95 %."
     torch.set_num_threads(1); faiss.omp_set_num_threads(1)
     x = points(n)
     x, asked = (x - x.mean(0)).numpy(), torch.randperm(n, generator=generator_at('asked', n))[:1000].numpy()
@@ -67,7 +72,7 @@ def compare(n):
     true, lines = torch.from_numpy(flat.search(x[asked], k + 1)[1]), []
     for kind, (knob, values) in KINDS.items():
         index = faiss.index_factory(d, kind.split('(')[0])
-        if 'RFlat' in kind: index.k_factor = 16
+        if 'RFlat' in kind: index.k_factor = 4
         build, _ = timed(lambda: (index.train(x), index.add(x)))
         for value in values:
             faiss.ParameterSpace().set_index_parameter(index, knob, value)
@@ -85,7 +90,9 @@ def rows(device):
     with whole_file(Path(__file__).with_suffix('.csv')) as tmp, open(tmp, 'w', newline='') as f:
         writer = csv.DictWriter(f, ('way', 'n', 'seconds', 'recall', 'cells', 'GiB'), lineterminator='\n')
         writer.writeheader()
-        writer.writerows({name: f'{value:.4g}' if isinstance(value, float) else value for name, value in line.items()} for line in lines)
+        writer.writerows({name: f'{value:.4g}' if isinstance(value, float) else value for name, value in line.items()}
+                         for line in lines)
     for n in SIZES:
         took = {line['way']: line['seconds'] for line in lines if line['n'] == n}
-        for way in ('exact, queries only', 'index, queries only'): yield against(f'an epoch of neighbours, {way}', f'{n:,} x {d}', took, 'exact, every point', way)
+        for way in ('exact, queries only', 'index, queries only'):
+            yield against(f'an epoch of neighbours, {way}', f'{n:,} x {d}', took, 'exact, every point', way)

@@ -12,17 +12,6 @@ def ranking(z, k):
     return np.array(result)
 
 
-def places(z, labels, most):
-    "Place of each right answer in the line of each query, as far as R@K up to `most` and MAP@R ask; else the number of images."
-    n, result = len(z), []
-    for i, near in enumerate(ranking(z, n-1)):
-        places = [place for place, j in enumerate(near, 1) if labels[j] == labels[i]]
-        r = len(places)
-        result.append([place if place <= (max(most, r) if not c else r) else n for c, place in enumerate(places)])
-    widest = max(map(len, result))
-    return [row + [n]*(widest - len(row)) for row in result]
-
-
 def gallery_ranking(queries, gallery, k):
     "Nearest k of the gallery for every query; among equals, the lower number first."
     queries, gallery = np.asarray(queries, dtype=np.float64), np.asarray(gallery, dtype=np.float64)

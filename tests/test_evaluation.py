@@ -9,7 +9,9 @@ from scipy.stats import pearsonr
 from sklearn.metrics import normalized_mutual_info_score
 import reference_evaluation as reference
 import plm.evaluation
-from plm.evaluation import correlation, interval, label_purity, map_at_r, nmi, places, ranking, recall_at_k, retrieval_metrics, some_classes, summary
+from plm import sampling
+from plm.evaluation import (correlation, interval, label_purity, map_at_r, nmi, ranking, recall_at_k, retrieval_metrics,
+                            some_classes, summary)
 
 KEYS = ['recall_at_1', 'recall_at_2', 'recall_at_4', 'recall_at_8', 'map_at_r', 'nmi']
 
@@ -95,10 +97,12 @@ def test_a_gallery_of_copies_wider_than_the_search_looks_ahead():
 
 
 def test_more_queries_than_are_asked_at_a_time():
-    "Blocks are of 4,096: the neighbours of a few points on both sides of the seam, and of copies across it."
+    "A block has some 2^21 neighbours: those of a few points on both sides of a seam, and of copies across it."
     z = unit(4300, 4)
     z[4200:4300] = z[:100]
-    near, asked = ranking(z, 3), [0, 50, 4095, 4096, 4200, 4299]
+    seam = len(plm.evaluation._Ranking(z).blocks(torch.arange(4300), 1000)[0])
+    near, asked = ranking(z, 1000)[:, :3], [0, 50, seam - 1, seam, 4200, 4299]
+    assert seam < 4200
     for i in asked: assert near[i].tolist() == [j for j in (z.double() - z[i].double()).square().sum(1).sort(stable=True).indices[:4].tolist() if j != i][:3]
     assert torch.equal(ranking(z, 3, z[:40])[asked], ranking(z[asked], 3, z[:40]))
 
@@ -126,50 +130,55 @@ def test_metrics_are_the_plain_loops(n, c, sides, seed):
     assert map_at_r(near, labels) == pytest.approx(reference.map_at_r(plain, labels.tolist()), abs=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
-@given(n=st.integers(5, 40), d=st.integers(1, 5), c=st.integers(2, 12), sides=st.integers(1, 4), block=st.sampled_from([6, 13, 1000]), seed=st.integers(0, 999), data=st.data())
-def test_places_on_a_grid_full_of_ties_are_those_of_the_plain_line(n, d, c, sides, block, seed, data):
-    z, labels, most, before = grid(n, d, sides, seed), classes(n, c, seed), data.draw(st.integers(1, n-1)), plm.evaluation._block
-    try:
-        plm.evaluation._block = block
-        assert places(z, labels, most).tolist() == reference.places(z, labels.tolist(), most)
-    finally: plm.evaluation._block = before
-
-
-def by_lines(z, labels, ks):
+def by_tables(z, labels, ks):
     near = ranking(z, max(*ks, labels.bincount().max().item() - 1))
     return {**{f'recall_at_{k}': recall_at_k(near, labels, k) for k in ks}, 'map_at_r': map_at_r(near, labels)}
 
 
-@pytest.mark.parametrize('block', [64, 1024])
-@pytest.mark.parametrize('z', [unit(700, 32), unit(300, 300) + 5, 1e-6*unit(400, 8), 1e6*unit(400, 8), 1 + 1e-4*unit(400, 100), torch.ones(200, 3), torch.zeros(150, 3), unit(20, 300).repeat(30, 1), grid(600, 3, 3, 0)],
-                         ids=['points', 'far', 'tiny', 'huge', 'nearly collapsed', 'one point', 'nothing', 'copies', 'grid'])
-def test_places_give_the_figures_of_lines_to_the_last_digit(monkeypatch, z, block):
-    monkeypatch.setattr(plm.evaluation, '_block', block)
+AWKWARD = {'points': unit(700, 32), 'far': unit(300, 300) + 5, 'tiny': 1e-6*unit(400, 8), 'huge': 1e6*unit(400, 8),
+           'nearly collapsed': 1 + 1e-4*unit(400, 100), 'one point': torch.ones(200, 3), 'nothing': torch.zeros(150, 3),
+           'copies': unit(20, 300).repeat(30, 1), 'grid': grid(600, 3, 3, 0)}
+
+
+@pytest.mark.parametrize('block', [64, None])
+@pytest.mark.parametrize('name', AWKWARD)
+def test_figures_of_blocks_are_those_of_the_whole_table(monkeypatch, name, block):
+    z = AWKWARD[name]
+    if block: monkeypatch.setattr(plm.evaluation._Ranking, 'blocks', lambda self, rows, k: rows.split(block))
     for c in (2, 30, 120):
         labels = classes(len(z), c)
-        found = retrieval_metrics(z, labels, (1, 2, 10, 100))
-        assert {name: value for name, value in found.items() if name != 'nmi'} == by_lines(z, labels, (1, 2, 10, 100))
+        found, expected = retrieval_metrics(z, labels, (1, 2, 10, 100)), by_tables(z, labels, (1, 2, 10, 100))
+        assert {name: value for name, value in found.items() if name != 'nmi'} == pytest.approx(expected, abs=1e-12)
 
 
-def test_places_do_not_depend_on_threads():
-    z, labels, before = unit(2500, 64), classes(2500, 400), torch.get_num_threads()
-    try: one, two = (torch.set_num_threads(t) or places(z, labels, 100) for t in (1, 2))
-    finally: torch.set_num_threads(before)
-    assert torch.equal(one, two)
+@pytest.mark.parametrize('name', AWKWARD)
+def test_rankings_are_the_plain_sort_however_the_search_rounds(monkeypatch, name):
+    z = AWKWARD[name][:300]
+    d2 = torch.stack([(z.double() - row).square().sum(1) for row in z.double()]).fill_diagonal_(torch.inf)
+    plain = d2.sort(dim=1, stable=True).indices[:, :20]
+    assert torch.equal(ranking(z, 20), plain)
+    def coarse(x, queries, k): # as on a GPU that has been told to multiply in less than 32 bits
+        d2, near = sampling._by_product(x.bfloat16().float(), queries.bfloat16().float(), len(x))
+        d2, order = (d2*(1 + 1e-3*torch.sin(1e6*d2))).sort(dim=1)
+        return d2[:, :k], near.gather(1, order)[:, :k]
+    for search in (sampling._by_product, coarse):
+        monkeypatch.setattr(plm.evaluation, 'nearest', search)
+        assert torch.equal(ranking(z, 20), plain)
 
 
-def test_places_are_exact_where_products_are_not(monkeypatch):
-    z, labels = unit(1500, 64), classes(1500, 200)
-    exact = places(z, labels, 100)
-    def coarse(a, b): return torch.matmul(a.bfloat16(), b.bfloat16()).float() if a.dtype == torch.float32 else torch.matmul(a, b)
-    monkeypatch.setattr(torch.Tensor, '__matmul__', coarse) # as on a device that has been told to multiply in less than 32 bits
-    assert torch.equal(places(z, labels, 100), exact)
-
-
-@pytest.mark.parametrize('most', [0, 10])
-def test_places_name_the_widest(most):
-    with pytest.raises(ValueError, match='1 to 9'): places(unit(10, 3), classes(10, 3), most)
+def test_memory_does_not_grow_with_the_number_of_queries_times_the_largest_class(monkeypatch):
+    "Rankings of one large class are long; those of the others stay short."
+    z, labels = unit(3000, 8), torch.cat([torch.zeros(1000, dtype=torch.long), torch.arange(2000)//2 + 1])
+    expected, asked, real = by_tables(z, labels, (1, 2)), [], plm.evaluation._Ranking
+    class Counting(real):
+        def blocks(self, rows, k): return [part for block in super().blocks(rows, k) for part in block.split(500)]
+        def __call__(self, rows, k):
+            asked.append((len(rows), k))
+            return super().__call__(rows, k)
+    monkeypatch.setattr(plm.evaluation, '_Ranking', Counting)
+    assert retrieval_metrics(z, labels, (1, 2))['map_at_r'] == pytest.approx(expected['map_at_r'], abs=1e-12)
+    assert sum(n for n, _ in asked) == 3000 and sum(n*k for n, k in asked) < 1100*1000
+    assert all(len(block)*1000 < 2**21 for block in real(z).blocks(torch.arange(3000), 1000))
 
 
 @pytest.mark.parametrize('seed', range(3))
