@@ -294,7 +294,6 @@ d = { 'settings': {'doc_baseurl': '/plm', 'doc_host': 'https://plm.github.io', '
                           'plm.namr._on_adaptive': ('namr.html#_on_adaptive', 'plm/namr.py'),
                           'plm.namr.adaptive_distances': ('namr.html#adaptive_distances', 'plm/namr.py'),
                           'plm.namr.adaptive_search': ('namr.html#adaptive_search', 'plm/namr.py'),
-                          'plm.namr.check_index': ('namr.html#check_index', 'plm/namr.py'),
                           'plm.namr.check_ranking': ('namr.html#check_ranking', 'plm/namr.py'),
                           'plm.namr.check_structure': ('namr.html#check_structure', 'plm/namr.py'),
                           'plm.namr.lift_items': ('namr.html#lift_items', 'plm/namr.py'),

@@ -7,7 +7,8 @@ def structure(h, weight, bias, band):
     for x in h.double().tolist():
         length = math.sqrt(sum(v*v for v in x))
         x = [v/max(length, 1e-12) for v in x]
-        a = [math.tanh(sum(m*v for m, v in zip(line, x)) + c) for line, c in zip(weight.double().tolist(), bias.double().tolist())]
+        lines = zip(weight.double().tolist(), bias.double().tolist())
+        a = [math.tanh(sum(m*v for m, v in zip(line, x)) + c) for line, c in lines]
         mean = sum(a)/len(a)
         rows.append([1 + band/2*(v - mean) for v in a])
     return torch.tensor(rows, dtype=torch.float64)
@@ -23,7 +24,8 @@ def adaptive_distances(e_q, w_q, e_x):
 
 def near_to_far(reference):
     x = reference.double().tolist()
-    return torch.tensor([sorted((j for j in range(len(x)) if j != i), key=lambda j: (math.dist(x[i], x[j]), j)) for i in range(len(x))])
+    def around(i): return sorted({*range(len(x))} - {i}, key=lambda j: (math.dist(x[i], x[j]), j))
+    return torch.tensor([around(i) for i in range(len(x))])
 
 
 def clusters(others, C):
@@ -49,7 +51,8 @@ def triplet(e, w, labels, margin):
     for a in range(len(y)):
         for p in range(len(y)):
             for n in range(len(y)):
-                if a != p and y[a] == y[p] and y[a] != y[n]: losses.append(max(0., math.sqrt(D[a][p]) - math.sqrt(D[a][n]) + margin))
+                if a == p or y[a] != y[p] or y[a] == y[n]: continue
+                losses.append(max(0., math.sqrt(D[a][p]) - math.sqrt(D[a][n]) + margin))
     losses = [x for x in losses if x > 0]
     return sum(losses)/max(1, len(losses))
 
@@ -76,6 +79,8 @@ def proxy_anchor(e, w, labels, proxies, alpha, margin):
     unit = [[v/math.hypot(*p) for v in p] for p in proxies.double().tolist()]
     D, y = adaptive_distances(e, w, torch.tensor(unit, dtype=torch.float64)).tolist(), labels.tolist()
     s = [[1 - x/2 for x in row] for row in D]
-    pos = [math.log(1 + sum(math.exp(-alpha*(s[i][c] - margin)) for i in range(len(y)) if y[i] == c)) for c in range(len(unit))]
-    neg = [math.log(1 + sum(math.exp(alpha*(s[i][c] + margin)) for i in range(len(y)) if y[i] != c)) for c in range(len(unit))]
-    return sum(pos)/len(set(y)) + sum(neg)/len(unit)
+    pos = neg = 0.
+    for c in range(len(unit)):
+        pos += math.log(1 + sum(math.exp(-alpha*(s[i][c] - margin)) for i in range(len(y)) if y[i] == c))
+        neg += math.log(1 + sum(math.exp(alpha*(s[i][c] + margin)) for i in range(len(y)) if y[i] != c))
+    return pos/len(set(y)) + neg/len(unit)

@@ -1,4 +1,4 @@
-"""NAMR against plain loops; the index against brute force; any metric loss inside; where gradients go; what is refused."""
+"""NAMR against plain loops; index against brute force; any metric loss inside; where gradients go; what is refused."""
 import faiss, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
@@ -7,7 +7,8 @@ from torch import nn
 from plm.core import generator_at
 from plm.losses import PLMLoss
 from plm import namr as module
-from plm.namr import AdaptiveDistance, StructureHead, adaptive_distances, adaptive_search, check_index, lift_items, lift_queries, near_to_far
+from plm.namr import (AdaptiveDistance, StructureHead, adaptive_distances, adaptive_search, lift_items, lift_queries,
+                      near_to_far)
 from plm.proxies import Proxies
 import reference_namr as slow
 
@@ -37,14 +38,16 @@ LABELS = torch.arange(12)//3
 # the head
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(n=st.integers(1, 6), f=st.integers(1, 8), d=st.integers(2, 9), band=st.sampled_from([0.01, 0.5, 1.]), size=st.sampled_from([0.1, 3., 1e4]), seed=st.integers(0, 10**6))
+@given(n=st.integers(1, 6), f=st.integers(1, 8), d=st.integers(2, 9), band=st.sampled_from([0.01, 0.5, 1.]),
+       size=st.sampled_from([0.1, 3., 1e4]), seed=st.integers(0, 10**6))
 def test_structure_is_the_formula_within_its_band(n, f, d, band, size, seed):
     head = StructureHead(f, d, band)
     with torch.no_grad():
         for p in head.parameters(): p.copy_(size*torch.randn(p.shape, generator=generator_at(seed)))
     h = torch.randn(n, f, generator=generator_at(seed, 'h'))
     w = head(h).detach()
-    assert (w - slow.structure(h, head.linear.weight.detach(), head.linear.bias.detach(), band)).abs().max() < 1e-3 # float32 sums of large numbers before the tanh
+    expected = slow.structure(h, head.linear.weight.detach(), head.linear.bias.detach(), band)
+    assert (w - expected).abs().max() < 1e-3 # float32 sums of large numbers before the tanh
     assert (w.mean(1) - 1).abs().max() < 1e-6 and w.min() > max(0, 1 - band) and w.max() < 1 + band
 
 
@@ -76,7 +79,8 @@ def test_adaptive_distances_are_the_double_loop(q, n, d, seed, copies):
     assert single.dtype == torch.float32 and single.min() >= 0 and (single - expected).abs().max() < 1e-5
     own = (w_q*e_q.square()).sum(1, keepdim=True)
     assert (own - lift_queries(e_q, w_q)@lift_items(e_x).T - expected).abs().max() < 1e-12
-    assert torch.equal(lift_items(e_x)[:, ::2], e_x) and torch.equal(lift_items(e_x)[:, 1::2], e_x.square()) # side by side
+    lifted = lift_items(e_x) # side by side
+    assert torch.equal(lifted[:, ::2], e_x) and torch.equal(lifted[:, 1::2], e_x.square())
     assert (adaptive_distances(e_q, torch.ones_like(w_q), e_x) - torch.cdist(e_q, e_x)**2).abs().max() < 1e-12
 
 
@@ -107,7 +111,8 @@ def test_flat_index_is_brute_force_up_to_rounding():
     expected = (w[:, None]*(e_q[:, None] - e_x).square()).sum(2)
     order = expected.argsort(1)
     assert D.dtype == e_q.dtype and (D - expected.gather(1, found)).abs().max() < 2e-6
-    assert (expected.gather(1, found) - expected.gather(1, order)).abs().max() < 2e-6 # another item only where they are equally far
+    gap = expected.gather(1, found) - expected.gather(1, order)
+    assert gap.abs().max() < 2e-6 # another item only where they are equally far
     assert (found == order).float().mean() > 0.95
 
 
@@ -134,7 +139,8 @@ def test_what_an_index_does_not_find_is_infinitely_far():
 
 def test_distances_of_items_do_not_need_their_structure():
     e, w = unit(6, 4), weights(6, 4)
-    other = w.clone(); other[3:] = weights(3, 4, 'other')
+    other = w.clone()
+    other[3:] = weights(3, 4, 'other')
     assert torch.equal(adaptive_distances(e[:3], w[:3], e), adaptive_distances(e, other, e)[:3])
 
 
@@ -145,8 +151,8 @@ def test_distances_of_items_do_not_need_their_structure():
 def test_order_is_the_plain_sort(n, d, seed, copies):
     x = unit(n, d, seed, copies=copies)
     assert torch.equal(near_to_far(x), slow.near_to_far(x))
-    same = near_to_far(torch.ones(n, d))
-    assert torch.equal(same, torch.tensor([[j for j in range(n) if j != i] for i in range(n)])) # all in one place: by number
+    by_number = torch.tensor([[j for j in range(n) if j != i] for i in range(n)])
+    assert torch.equal(near_to_far(torch.ones(n, d)), by_number) # all in one place
 
 
 def test_small_distances_far_from_the_origin_are_told_apart():
@@ -162,7 +168,8 @@ def test_ranking_is_the_formula(data, share, n, d, seed, copies):
     margin = share*2/(C - 1)
     e, w, order = unit(n, d, seed, copies=copies), weights(n, d, seed), near_to_far(unit(n, 3, seed, 'reference'))
     loss = multi_cluster_ranking(e, w, order, C, margin)
-    assert loss.shape == () and loss >= 0 and abs(loss.item() - slow.multi_cluster_ranking(e, w, order, C, margin)) < 1e-9
+    assert loss.shape == () and loss >= 0
+    assert abs(loss.item() - slow.multi_cluster_ranking(e, w, order, C, margin)) < 1e-9
 
 
 @pytest.mark.parametrize('n, C', [(5, 2), (10, 3), (10, 9), (8, 7), (101, 4)])
@@ -181,10 +188,12 @@ def test_ranking_is_zero_when_the_order_is_kept_and_not_when_it_is_reversed():
 
 
 def test_one_anchor_by_hand():
-    "Squared distances 1, 4, 9, 16 from 0: means 2.5 and 12.5 over 7.5. Only the first anchor's order differs between the two losses."
+    """Squared distances 1, 4, 9, 16 from 0: means 2.5 and 12.5 over 7.5. Only the first anchor's order differs between
+    the two losses."""
     e, w = torch.cat([torch.arange(5.)[:, None], torch.zeros(5, 1)], 1).double(), torch.ones(5, 2).double()
     order = near_to_far(e)
-    flipped = order.clone(); flipped[0] = order[0].flip(0)
+    flipped = order.clone()
+    flipped[0] = order[0].flip(0)
     difference = multi_cluster_ranking(e, w, flipped, 2, 1.5) - multi_cluster_ranking(e, w, order, 2, 1.5)
     assert abs(5*difference - ((1.5 + 4/3) - (1.5 - 4/3))) < 1e-12
 
@@ -196,14 +205,16 @@ def test_ranking_gradients_are_right():
     loss = multi_cluster_ranking(e, w, order, 3, 0.4)
     slope_e, slope_w = torch.autograd.grad(loss, (e, w))
     assert loss > 0 and (slope_e != 0).all() and (slope_w != 0).all()
-    assert abs((e*slope_e).sum()) < 1e-12 and (w*slope_w).sum(1).abs().max() < 1e-12 # no slope along the scale of e, nor of any row of w
+    assert abs((e*slope_e).sum()) < 1e-12 # no slope along the scale of e,
+    assert (w*slope_w).sum(1).abs().max() < 1e-12 # nor of any row of w
     assert abs(multi_cluster_ranking(100*e, 0.3*w, order, 3, 0.4) - loss) < 1e-9
 
 
 def test_the_reference_gets_no_gradient():
     reference = unit(12, 5).requires_grad_()
     assert not near_to_far(reference).requires_grad
-    terms = NAMR(losses.TripletMarginLoss())(unit(12, 4, 'e').requires_grad_(), weights(12, 4).requires_grad_(), LABELS, reference)
+    e, w = unit(12, 4, 'e').requires_grad_(), weights(12, 4).requires_grad_()
+    terms = NAMR(losses.TripletMarginLoss())(e, w, LABELS, reference)
     sum(terms.values()).backward()
     assert reference.grad is None
 
@@ -221,7 +232,7 @@ def test_degenerate_batches_have_finite_gradients(kind, metric_on, dtype):
         e_, w_ = e.clone().requires_grad_(), weights(12, 6, dtype=dtype).requires_grad_()
         terms = NAMR(loss, metric_on=metric_on)(e_, w_, LABELS, e)
         sum(terms.values()).backward()
-        assert all(torch.isfinite(v) for v in terms.values()) and torch.isfinite(e_.grad).all() and torch.isfinite(w_.grad).all()
+        assert all(torch.isfinite(v).all() for v in (*terms.values(), e_.grad, w_.grad))
 
 
 # any metric loss
@@ -229,17 +240,19 @@ def test_degenerate_batches_have_finite_gradients(kind, metric_on, dtype):
 def pml(d=6, n_classes=4):
     proxy_anchor = losses.ProxyAnchorLoss(n_classes, d)
     with torch.no_grad(): proxy_anchor.proxies.copy_(torch.randn(n_classes, d, generator=generator_at('proxies')))
-    return {'triplet': losses.TripletMarginLoss(), 'contrastive': losses.ContrastiveLoss(), 'multi-similarity': losses.MultiSimilarityLoss(), 'proxy-anchor': proxy_anchor}
+    return {'triplet': losses.TripletMarginLoss(), 'contrastive': losses.ContrastiveLoss(),
+            'multi-similarity': losses.MultiSimilarityLoss(), 'proxy-anchor': proxy_anchor}
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), C=st.integers(2, 11), weight=st.sampled_from([0., 0.3, 2.]))
 def test_namr_on_the_plain_distance_is_the_two_losses(seed, C, weight):
     e, w, reference, margin = unit(12, 6, seed), weights(12, 6, seed), unit(12, 3, seed, 'reference'), 1/C
+    expected = weight*slow.multi_cluster_ranking(e, w, slow.near_to_far(reference), C, margin)
     for loss in pml().values():
         terms = NAMR(loss, C, margin, weight)(e, w, LABELS, reference)
         assert list(terms) == ['metric', 'rank'] and torch.equal(terms['metric'], loss(e, LABELS))
-        assert abs(terms['rank'].item() - weight*slow.multi_cluster_ranking(e, w, slow.near_to_far(reference), C, margin)) < 1e-9
+        assert abs(terms['rank'].item() - expected) < 1e-9
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -247,13 +260,15 @@ def test_metric_losses_on_the_adaptive_distance_are_the_formulas(seed):
     e, w, table = unit(12, 6, seed), weights(12, 6, seed), pml()
     proxies = table['proxy-anchor'].proxies.detach()
     expected = {'triplet': slow.triplet(e, w, LABELS, 0.05), 'contrastive': slow.contrastive(e, w, LABELS, 0, 1),
-                'multi-similarity': slow.multi_similarity(e, w, LABELS, 2, 50, 0.5), 'proxy-anchor': slow.proxy_anchor(e, w, LABELS, proxies, 32, 0.1)}
+                'multi-similarity': slow.multi_similarity(e, w, LABELS, 2, 50, 0.5),
+                'proxy-anchor': slow.proxy_anchor(e, w, LABELS, proxies, 32, 0.1)}
     for name, loss in table.items():
         value = NAMR(loss, metric_on='adaptive')(e, w, LABELS, e)['metric'].item()
         assert abs(value/expected[name] - 1) < 1e-6, name
         plain = loss(e, LABELS).item()
         assert abs(value - plain) > 1e-4, name # it does see w
-        assert abs(NAMR(loss, metric_on='adaptive')(e, torch.ones_like(w), LABELS, e)['metric'].item()/plain - 1) < 1e-6, name # and begins where the plain one does
+        at_one = NAMR(loss, metric_on='adaptive')(e, torch.ones_like(w), LABELS, e)['metric'].item()
+        assert abs(at_one/plain - 1) < 1e-6, name # and begins where the plain one does
 
 
 @pytest.mark.parametrize('metric_on', ['plain', 'adaptive'])
@@ -264,7 +279,8 @@ def test_gradients_of_the_metric_term_go_where_they_should(name, metric_on):
     e, w = unit(12, 6).requires_grad_(), weights(12, 6).requires_grad_()
     slope_e, slope_w = torch.autograd.grad(namr(e, w, LABELS, e)['metric'], (e, w), allow_unused=True)
     assert slope_e.any() and (slope_w is not None and bool(slope_w.any())) == (metric_on == 'adaptive')
-    if metric_on == 'adaptive': assert torch.autograd.gradcheck(lambda e, w: namr(e, w, LABELS, e.detach())['metric'], (e, w), atol=1e-4)
+    def metric(e, w): return namr(e, w, LABELS, e.detach())['metric']
+    if metric_on == 'adaptive': assert torch.autograd.gradcheck(metric, (e, w), atol=1e-4)
 
 
 @pytest.mark.parametrize('metric_on', ['plain', 'adaptive'])
@@ -274,7 +290,8 @@ def test_own_parameters_are_shared_with_the_loss_and_trained(metric_on):
     assert [id(p) for p in namr.parameters()] == [id(loss.proxies)] and 'metric_loss.proxies' in namr.state_dict()
     before = loss.proxies.detach().clone()
     opt = torch.optim.SGD(namr.parameters(), lr=0.1)
-    sum(namr(unit(12, 6, dtype=torch.float32), weights(12, 6, dtype=torch.float32), LABELS, unit(12, 3)).values()).backward()
+    e, w = unit(12, 6, dtype=torch.float32), weights(12, 6, dtype=torch.float32)
+    sum(namr(e, w, LABELS, unit(12, 3)).values()).backward()
     opt.step()
     assert not torch.equal(loss.proxies, before) and next(namr.parameters()) is loss.proxies
 
@@ -299,15 +316,17 @@ def test_power_of_the_distance_is_kept():
 
 
 @pytest.mark.parametrize('metric_on', ['plain', 'adaptive'])
-@pytest.mark.parametrize('miner', [miners.MultiSimilarityMiner(), miners.TripletMarginMiner(margin=0.1, type_of_triplets='semihard'), miners.BatchHardMiner()], ids=lambda m: type(m).__name__)
-def test_a_miner_sees_the_distance_of_the_loss(miner, metric_on):
-    e, w, loss = unit(12, 6), weights(12, 6), losses.TripletMarginLoss()
+@pytest.mark.parametrize('kind, options', [
+    (miners.MultiSimilarityMiner, {}), (miners.TripletMarginMiner, dict(margin=0.1, type_of_triplets='semihard')),
+    (miners.BatchHardMiner, {})])
+def test_a_miner_sees_the_distance_of_the_loss(kind, options, metric_on):
+    e, w, loss, miner = unit(12, 6), weights(12, 6), losses.TripletMarginLoss(), kind(**options)
     value = NAMR(loss, metric_on=metric_on, miner=miner)(e, w, LABELS, e)['metric']
     if metric_on == 'plain': expected = loss(e, LABELS, miner(e, LABELS))
     else: # the same loss and miner, handed the matrix that the loops computed
         D = slow.adaptive_distances(e, w, e)
-        fixed = _Table(D.sqrt() if type(miner.distance) is distances.LpDistance else 1 - D/2, miner.distance.is_inverted)
-        mine = type(miner)(**({'margin': 0.1, 'type_of_triplets': 'semihard'} if 'Triplet' in type(miner).__name__ else {}), distance=fixed)
+        cosine = miner.distance.is_inverted
+        mine = kind(**options, distance=_Table(1 - D/2 if cosine else D.sqrt(), cosine))
         expected = losses.TripletMarginLoss(distance=_Table(D.sqrt(), False))(e, LABELS, mine(e, LABELS))
     assert value > 0 and abs(value.item() - expected.item()) < 1e-9
 
@@ -325,17 +344,19 @@ def test_adaptive_distance_for_pytorch_metric_learning():
     D, x = slow.adaptive_distances(e, w, e), torch.cat([e, w], 1)
     off = ~torch.eye(5, dtype=torch.bool)
     root, similarity = AdaptiveDistance(), AdaptiveDistance(similarity=True)
-    assert (root(x) - D.sqrt()).abs().max() < 1e-7 and (similarity(x) - (1 - D/2)).abs().max() < 1e-12 and similarity.is_inverted and not root.is_inverted
+    assert (root(x) - D.sqrt()).abs().max() < 1e-7 and not root.is_inverted
+    assert (similarity(x) - (1 - D/2)).abs().max() < 1e-12 and similarity.is_inverted
     assert (AdaptiveDistance(power=2)(x) - D)[off].abs().max() < 1e-12
     expected = slow.adaptive_distances(e, w, F.normalize(rho, dim=1))
     assert (root(x, rho) - expected.sqrt()).abs().max() < 1e-7 # proxies of any length, without structure
     for i in range(1, 5):
-        rows = root.pairwise_distance(x[:-i], x[i:]), similarity.pairwise_distance(x[:-i], x[i:])
-        assert (rows[0] - D.diagonal(i).sqrt()).abs().max() < 1e-7 and (rows[1] - (1 - D.diagonal(i)/2)).abs().max() < 1e-12
+        rows, d = [f.pairwise_distance(x[:-i], x[i:]) for f in (root, similarity)], D.diagonal(i)
+        assert (rows[0] - d.sqrt()).abs().max() < 1e-7 and (rows[1] - (1 - d/2)).abs().max() < 1e-12
 
 
 def test_plm_as_the_metric_loss_gives_its_terms():
-    z, t, w = unit(12, 6, dtype=torch.float32).requires_grad_(), unit(12, 6, 't', dtype=torch.float32), weights(12, 6, dtype=torch.float32).requires_grad_()
+    z, t, w = (x.float() for x in (unit(12, 6), unit(12, 6, 't'), weights(12, 6)))
+    z.requires_grad_(), w.requires_grad_()
     plm = PLMLoss(Proxies(n=5, dim=6))
     namr = NAMR(plm, weight=0.5)
     terms, own = namr(z, w, t, t), plm(z, t)
@@ -351,14 +372,17 @@ def test_any_callable_will_do():
 
 
 def test_training_lowers_both_terms():
-    x = torch.randn(6, 8, generator=generator_at('centres')).repeat_interleave(5, 0) + 0.5*torch.randn(30, 8, generator=generator_at('noise'))
     labels, embedding, structure = torch.arange(30)//5, nn.Linear(8, 6), StructureHead(8, 6)
+    centres, noise = (torch.randn(n, 8, generator=generator_at(a)) for n, a in ((6, 'centres'), (30, 'noise')))
+    x = centres[labels] + 0.5*noise
     with torch.no_grad(): embedding.weight.copy_(torch.randn(6, 8, generator=generator_at('weight'))/3)
     namr = NAMR(losses.TripletMarginLoss(), metric_on='adaptive')
     opt, history = torch.optim.Adam([*embedding.parameters(), *structure.parameters()], lr=0.02), []
     for _ in range(40):
         terms = namr(F.normalize(embedding(x), dim=1), structure(x), labels, x)
-        opt.zero_grad(); sum(terms.values()).backward(); opt.step()
+        opt.zero_grad()
+        sum(terms.values()).backward()
+        opt.step()
         history.append([v.item() for v in terms.values()])
     assert history[-1][0] < history[0][0] and history[-1][1] < history[0][1] and (structure(x) - 1).abs().max() > 0.05
 
@@ -370,7 +394,9 @@ def test_single_precision_is_near_enough():
         for name, loss in pml(64, 12).items():
             namr = NAMR(loss, metric_on=metric_on)
             double, single = namr(e, w, labels, reference), namr(e.float(), w.float(), labels, reference.float())
-            for term in double: assert single[term].dtype == torch.float32 and abs(double[term] - single[term]) < 1e-4*(1 + double[term].abs()), (name, term)
+            for term, value in double.items():
+                assert single[term].dtype == torch.float32, (name, term)
+                assert abs(value - single[term]) < 1e-4*(1 + value.abs()), (name, term)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -378,8 +404,10 @@ def test_everything_runs_on_the_gpu():
     e, w, reference = unit(12, 6, dtype=torch.float32), weights(12, 6, dtype=torch.float32), unit(12, 3, 'reference')
     for metric_on in ('plain', 'adaptive'):
         for loss in pml().values():
-            here = NAMR(loss, metric_on=metric_on, miner=miners.MultiSimilarityMiner())(e, w, LABELS, reference)
-            there = NAMR(loss, metric_on=metric_on, miner=miners.MultiSimilarityMiner()).cuda()(e.cuda(), w.cuda(), LABELS.cuda(), reference.cuda())
+            namr = NAMR(loss, metric_on=metric_on, miner=miners.MultiSimilarityMiner())
+            batch = e, w, LABELS, reference
+            here = namr(*batch)
+            there = namr.cuda()(*(x.cuda() for x in batch))
             for k in here: assert there[k].is_cuda and abs(here[k] - there[k].cpu()) < 1e-4*(1 + here[k].abs())
     h = torch.randn(12, 5, generator=generator_at('h'))
     assert torch.equal(StructureHead(5, 6).cuda()(h.cuda()).cpu(), torch.ones(12, 6))
@@ -392,7 +420,8 @@ def test_everything_runs_on_the_gpu():
 E, W, nan = unit(12, 6), weights(12, 6), torch.full((12, 6), float('nan')).double()
 ORDER, FLAT = near_to_far(E), faiss.IndexFlatIP(12)
 FLAT.add(lift_items(E).float().numpy())
-zero = W.clone(); zero[0, 0] = 0
+zero = W.clone()
+zero[0, 0] = 0
 triplet = losses.TripletMarginLoss
 @pytest.mark.parametrize('call, says', [
     (lambda: StructureHead(5, 6, band=0), 'band'),
@@ -418,13 +447,12 @@ triplet = losses.TripletMarginLoss
     (lambda: multi_cluster_ranking(E, W, ORDER, C=5, margin=0.5), '= 0.5 for C = 5'),
     (lambda: multi_cluster_ranking(E, W, near_to_far(E[:9])), 'order must have shape'),
     (lambda: multi_cluster_ranking(E, zero, ORDER), 'positive'),
-    (lambda: check_index(faiss.IndexFlatL2(12), 6), 'inner product'),
-    (lambda: check_index(faiss.IndexHNSWFlat(12, 8), 6), 'METRIC_INNER_PRODUCT'),
-    (lambda: check_index(faiss.IndexFlatIP(6), 6), 'length 6, but lifted embeddings of 6 dimensions have 12'),
-    (lambda: adaptive_search(faiss.IndexFlatL2(12), E, W, 3), 'inner product'),
-    (lambda: adaptive_search(faiss.IndexFlatIP(12), E, W, 3), 'the 0 vectors'),
-    (lambda: adaptive_search(FLAT, E, W, 13), 'between 1 and the 12'),
-    (lambda: adaptive_search(FLAT, E, W, 0), 'between 1'),
+    (lambda: adaptive_search(faiss.IndexFlatL2(12), E, W, 3), 'make it for the inner product'),
+    (lambda: adaptive_search(faiss.IndexHNSWFlat(12, 8), E, W, 3), 'METRIC_INNER_PRODUCT'),
+    (lambda: adaptive_search(faiss.IndexFlatIP(6), E, W, 3), r'length 6 .* cannot hold .*IndexFlatIP\(12\)'),
+    (lambda: adaptive_search(faiss.IndexFlatIP(12), E, W, 3), "in 1..0, the index's size"),
+    (lambda: adaptive_search(FLAT, E, W, 13), 'in 1..12'),
+    (lambda: adaptive_search(FLAT, E, W, 0), 'in 1..12'),
     (lambda: adaptive_search(FLAT, E, zero, 3), 'positive'),
     (lambda: NAMR(triplet(), C=1), 'C must'),
     (lambda: NAMR(triplet(), C=5, margin=0.5), 'margin'),
@@ -433,11 +461,13 @@ triplet = losses.TripletMarginLoss
     (lambda: NAMR(triplet(), metric_on='adaptiv'), "Did you mean 'adaptive'"),
     (lambda: NAMR(PLMLoss(), metric_on='adaptive'), 'distance of PLMLoss is missing'),
     (lambda: NAMR(triplet(distance=distances.LpDistance(p=1)), metric_on='adaptive'), "metric_on='plain'"),
-    (lambda: NAMR(triplet(distance=distances.DotProductSimilarity()), metric_on='adaptive'), 'TripletMarginLoss is DotProductSimilarity'),
-    (lambda: NAMR(triplet(distance=distances.LpDistance(normalize_embeddings=False)), metric_on='adaptive'), 'replaces'),
+    (lambda: NAMR(triplet(distance=distances.DotProductSimilarity()), metric_on='adaptive'),
+     'TripletMarginLoss is DotProductSimilarity'),
+    (lambda: NAMR(triplet(distance=distances.LpDistance(normalize_embeddings=False)), metric_on='adaptive'),
+     'replaces'),
     (lambda: NAMR(triplet())(E, zero, LABELS, E), 'positive'),
     (lambda: NAMR(triplet())(E, W[:, :3], LABELS, E), 'same shape'),
-    (lambda: NAMR(triplet())(E, W, LABELS, E[:5]), 'a row for each of the 12'),
+    (lambda: NAMR(triplet())(E, W, LABELS, E[:5]), r'order must have shape \(B, B-1\) = \(12, 11\)'),
     (lambda: NAMR(triplet())(E, W, LABELS, nan), 'reference have NaN'),
     (lambda: NAMR(triplet())(E[:4], W[:4], LABELS[:4], E[:4]), 'at least 5 points'),
     (lambda: AdaptiveDistance()(torch.cat([E, W], 1), E[:, :4]), 'length d = 6 or 2d'),
