@@ -535,6 +535,8 @@ d = { 'settings': {'doc_baseurl': '/plm', 'doc_host': 'https://plm.github.io', '
                               'plm.training.Run.file': ('training.html#run.file', 'plm/training.py'),
                               'plm.training.TrainConstants': ('training.html#trainconstants', 'plm/training.py'),
                               'plm.training.TrainConstants._even': ('training.html#trainconstants._even', 'plm/training.py'),
+                              'plm.training._check_batches': ('training.html#_check_batches', 'plm/training.py'),
+                              'plm.training._code': ('training.html#_code', 'plm/training.py'),
                               'plm.training._resume': ('training.html#_resume', 'plm/training.py'),
                               'plm.training._train_epoch': ('training.html#_train_epoch', 'plm/training.py'),
                               'plm.training.embed_all': ('training.html#embed_all', 'plm/training.py'),

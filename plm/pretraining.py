@@ -27,7 +27,7 @@ def new_encoder(
     weights = train.weights if begin else 'none'
     return build_encoder(train.backbone, train.dim, address, weights, train.crop, train.precision, train.norm)
 
-# %% ../nbs/19_pretraining.ipynb #17788888
+# %% ../nbs/19_pretraining.ipynb #d5a69a71
 class PretrainConstants(Constants):
     "Supervised pre-training on the source (all ours; the paper starts from ImageNet weights)."
     epochs: int = Field(ge=1) # passes over the source
@@ -45,13 +45,14 @@ def pretrain(
     desc: str = 'pretrain', # text of the progress bar
 ) -> list[dict]: # a row per epoch: epoch, loss
     "Train an encoder to classify the source. `ValueError` for fewer images than a batch."
-    from pytorch_metric_learning.losses import NormalizedSoftmaxLoss # here, because it takes as long to import as half of torch
+    from pytorch_metric_learning.losses import NormalizedSoftmaxLoss # here, because its import is slow
     if len(images) < p.batch_size:
         raise ValueError(f"the source has {len(images)} images, fewer than pretrain.batch_size = {p.batch_size}.")
     augment = Augment(**{name: value*p.augment for name, value in asdict(Augment()).items()})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_at(seed, 'class weights').initial_seed())
-        loss_fn = NormalizedSoftmaxLoss(int(labels.max()) + 1, encoder.head.out_features, temperature=p.temperature).to(images.device)
+        loss_fn = NormalizedSoftmaxLoss(int(labels.max()) + 1, encoder.head.out_features, temperature=p.temperature)
+    loss_fn.to(images.device)
     steps = len(images)//p.batch_size
     opt = torch.optim.AdamW([*encoder.parameters(), *loss_fn.parameters()], lr=p.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, p.lr, total_steps=steps*p.epochs)

@@ -1,6 +1,7 @@
-"""The whole DVC pipeline at toy size, in a copy of the repository: what `dvc repro` makes, what it reruns, what a killed run leaves, what a user sees.
+"""The whole DVC pipeline at toy size, in a copy of the repository: what it makes and reruns, and what a user sees.
 
-The copy needs no network, no archives and no environment but the one that runs the tests. Whatever changes something works on its own copy of the finished toy."""
+The copy needs no network, no archives and no environment but the one that runs the tests. A test that changes something
+works on its own copy of the finished toy."""
 import csv, fcntl, json, os, pty, re, shutil, struct, subprocess, sys, termios, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,9 @@ ROOT = Path(__file__).parent.parent
 METHODS = ('pretrained', 'simclr', 'stml', 'plm')
 SEEDS = (1,) # one, because a stage takes 5 seconds to start; not 0, which the notebooks take when nothing is injected
 METRICS = ('recall_at_1', 'recall_at_2', 'recall_at_4', 'recall_at_8', 'map_at_r', 'nmi')
-STAGES = ['download', *(f'pretrain@{s}' for s in SEEDS), *(f'train@{m}-{s}' for m in METHODS for s in SEEDS), 'evaluate', 'similarity', 'map', 'toy', 'report']
+STAGES = ['download', *(f'pretrain@{s}' for s in SEEDS), *(f'train@{m}-{s}' for m in METHODS for s in SEEDS),
+          'evaluate', 'similarity', 'map', 'toy', 'report']
+NOT_OURS = 'DVC_', 'JUPYTER', 'IPYTHON', 'XDG_', 'GIT_', 'PLM_', 'JPY_', 'MPL', 'PYTEST' # environment of the tests only
 EPOCHS = 4 # so that a run can be killed well before its end
 
 
@@ -18,13 +21,15 @@ class Toy:
     "A copy of the repository, and the commands a user would type in it."
     def __init__(self, root, home):
         self.root, self.scratch = root, root/'scratch'
-        # a home of its own: nothing of the user's is read or changed; and no sign of pytest, at which kernels behave differently
-        mine = {name: value for name, value in os.environ.items() if not name.startswith(('DVC_', 'JUPYTER', 'IPYTHON', 'XDG_', 'GIT_', 'PLM_', 'JPY_', 'MPL', 'PYTEST'))}
-        self.env = mine | dict(HOME=str(home), DVC_SITE_CACHE_DIR=str(home/'dvc'), DVC_NO_ANALYTICS='1', PYTHONPATH=str(root), OMP_NUM_THREADS='1', CI='1',
+        # a home of its own: nothing of the user's is read or changed; and no sign of pytest, which kernels would notice
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(NOT_OURS)}
+        self.env = mine | dict(HOME=str(home), DVC_SITE_CACHE_DIR=str(home/'dvc'), DVC_NO_ANALYTICS='1', CI='1',
+                               PYTHONPATH=str(root), OMP_NUM_THREADS='1',
                                PATH=os.pathsep.join([str(Path(sys.executable).parent), mine['PATH']]))
 
     def start(self, *command, **kwargs):
-        return subprocess.Popen([str(c) for c in command], cwd=self.root, env=self.env, text=True, **{'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE} | kwargs)
+        kwargs = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE) | kwargs
+        return subprocess.Popen([str(c) for c in command], cwd=self.root, env=self.env, text=True, **kwargs)
 
     def run(self, *command):
         p = self.start(*command)
@@ -51,40 +56,58 @@ class Toy:
 
     def write_params(self, params): (self.root/'params.yaml').write_text(yaml.safe_dump(params, sort_keys=False))
 
-    def would_run(self, *options): return re.findall(r"^Running stage '(.*)'", self.ok('dvc', 'repro', '--dry', *options).out, re.M)
+    def read(self, file): return (self.root/file).read_text()
 
-    def bytes_of(self, *folders): return {str(f.relative_to(self.root)): f.read_bytes() for folder in folders for f in sorted((self.root/folder).rglob('*')) if f.is_file()}
+    def table(self, file): return list(csv.DictReader(open(self.root/file)))
 
-    def half_written(self): return [f for folder in ('runs', 'results', 'data') for f in (self.root/folder).rglob('*.part')]
+    def would_run(self, *options):
+        return re.findall(r"^Running stage '(.*)'", self.ok('dvc', 'repro', '--dry', *options).out, re.M)
+
+    def commit(self): self.ok('git', '-c', 'user.name=toy', '-c', 'user.email=toy@toy', 'commit', '-qam', 'toy')
+
+    def bytes_of(self, *folders):
+        files = [f for folder in folders for f in sorted((self.root/folder).rglob('*')) if f.is_file()]
+        return {str(f.relative_to(self.root)): f.read_bytes() for f in files}
+
+    def half_written(self):
+        return [f for folder in ('runs', 'results', 'data') for f in (self.root/folder).rglob('*.part')]
 
     def copy(self, to): return Toy(Path(shutil.copytree(self.root, to, symlinks=True)), Path(self.env['HOME']))
 
 
 def outputs(notebook):
-    "All that the cells of an executed notebook printed, and the names of the errors in it."
+    "All that the cells of an executed notebook printed, the names of the errors in it, and its code cells."
     cells = [c for c in json.loads(notebook.read_text())['cells'] if c['cell_type'] == 'code']
     found = [o for c in cells for o in c['outputs']]
-    return ''.join(''.join(o.get('text', '')) for o in found), [o['ename'] for o in found if o['output_type'] == 'error'], cells
+    errors = [o['ename'] for o in found if o['output_type'] == 'error']
+    return ''.join(''.join(o.get('text', '')) for o in found), errors, cells
 
 
 @pytest.fixture(scope='session')
 def toy(tmp_path_factory):
-    "The finished pipeline, committed to git, with what the command of `make repro` wrote to its two streams as `toy.repro`."
+    "The finished pipeline, committed to git; `toy.repro` is what the command of `make repro` wrote to its two streams."
     root, home = tmp_path_factory.mktemp('pipeline')/'toy', tmp_path_factory.mktemp('home')
     ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '[0-9]*.ipynb')
     for folder in ('nbs', 'plm'): shutil.copytree(ROOT/folder, root/folder, ignore=ignore)
     (root/'.dvc').mkdir()
     for folder in ('docs', 'pipelines/ablations', 'pipelines/namr'): (root/folder).mkdir()
-    for file in ('dvc.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore', 'pipelines/ablations/dvc.yaml', 'pipelines/namr/dvc.yaml'): shutil.copy(ROOT/file, root/file)
-    stages = (root/'dvc.yaml').read_text().replace('runs/notebooks/toy.ipynb\n    deps', 'runs/notebooks/toy.ipynb -p steps 4 -p n_seeds 1\n    deps')
+    for file in ('dvc.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore',
+                 'pipelines/ablations/dvc.yaml', 'pipelines/namr/dvc.yaml'): shutil.copy(ROOT/file, root/file)
+    command = 'runs/notebooks/toy.ipynb'
+    stages = (root/'dvc.yaml').read_text().replace(f'{command}\n', f'{command} -p steps 4 -p n_seeds 1\n', 1)
     assert '-p n_seeds 1' in stages
     (root/'dvc.yaml').write_text(stages)
     (root/'docs/ablation.csv').write_text('dataset,study,setting,seed,metric,value\nomniglot,m,2,0,recall_at_1,0.5\n')
     (root/'docs/ablation.json').write_text('{"omniglot": {}}\n')
-    (root/'pipelines/ablations/params.yaml').write_text(yaml.safe_dump(dict(epochs=1, workers=2, studies={'m': [2, 3], 'parts': {'full': {}, 'no subset selection': {'T': None}}})))
-    (root/'docs/namr.csv').write_text('dataset,loss,variant,seed,metric,value\n' + ''.join(f'toy,triplet,{v},{s},{m},0.{s + 5}\n' for v in ('plain', 'wide', 'namr') for s in (0, 1) for m in ('recall_at_1', 'map_at_r')))
-    (root/'docs/index.csv').write_text('dataset,vectors,embedding,index,setting,metric,value\n' + ''.join(f'toy,9,{e},Flat,Flat,{m},1\n' for e in ('sample', 'NAMR')
-                                       for m in ('build_seconds', 'index_bytes', 'bytes_per_vector', 'recall_at_10', 'queries_per_second')))
+    studies = {'m': [2, 3], 'parts': {'full': {}, 'no subset selection': {'T': None}}}
+    ablations = dict(epochs=1, workers=2, studies=studies)
+    (root/'pipelines/ablations/params.yaml').write_text(yaml.safe_dump(ablations))
+    rows = [f'toy,triplet,{variant},{seed},{metric},0.{seed + 5}\n' for variant in ('plain', 'wide', 'namr')
+            for seed in (0, 1) for metric in ('recall_at_1', 'map_at_r')]
+    (root/'docs/namr.csv').write_text('dataset,loss,variant,seed,metric,value\n' + ''.join(rows))
+    rows = [f'toy,9,{embedding},Flat,Flat,{metric},1\n' for embedding in ('sample', 'NAMR')
+            for metric in ('build_seconds', 'index_bytes', 'bytes_per_vector', 'recall_at_10', 'queries_per_second')]
+    (root/'docs/index.csv').write_text('dataset,vectors,embedding,index,setting,metric,value\n' + ''.join(rows))
     namr = yaml.safe_load((ROOT/'pipelines/namr/params.yaml').read_text()) | dict(seeds=[3, 4], workers=2)
     namr['train'] |= dict(dim=32, epochs=1, batch_size=20, per_class=5)
     namr['structure'] |= dict(C=5, margin=0.02)
@@ -103,7 +126,7 @@ def toy(tmp_path_factory):
     toy.ok('git', 'init', '-q')
     toy.repro = toy.ok('python', 'nbs/pipeline/repro.py')
     toy.ok('git', 'add', '-A')
-    toy.ok('git', '-c', 'user.name=toy', '-c', 'user.email=toy@toy', 'commit', '-qm', 'toy')
+    toy.commit()
     return toy
 
 
@@ -115,24 +138,28 @@ def test_every_stage_ran_once(toy):
 
 
 def test_results(toy):
-    rows = list(csv.DictReader(open(toy.root/'results/retrieval.csv')))
-    assert list(rows[0]) == ['dataset', 'method', 'seed', 'metric', 'value'] and {r['dataset'] for r in rows} == {'glyphs'}
+    rows = toy.table('results/retrieval.csv')
+    assert list(rows[0]) == ['dataset', 'method', 'seed', 'metric', 'value']
+    assert {r['dataset'] for r in rows} == {'glyphs'}
     value = {(r['method'], int(r['seed']), r['metric']): float(r['value']) for r in rows}
     assert len(value) == len(rows) and set(value) == {(m, s, k) for m in METHODS for s in SEEDS for k in METRICS}
     assert all(0 <= v <= 1 for v in value.values())
     for m in METHODS:
-        for s in SEEDS: assert value[m, s, 'recall_at_1'] <= value[m, s, 'recall_at_2'] <= value[m, s, 'recall_at_4'] <= value[m, s, 'recall_at_8']
+        for s in SEEDS:
+            recalls = [value[m, s, f'recall_at_{k}'] for k in (1, 2, 4, 8)]
+            assert recalls == sorted(recalls)
         for k in METRICS: # the mean over seeds, as DVC sees it
-            entry = json.loads((toy.root/'results/metrics.json').read_text())['glyphs'][m][k]
-            assert entry['n'] == len(SEEDS) and entry['mean'] == pytest.approx(np.mean([value[m, s, k] for s in SEEDS]))
+            entry = json.loads(toy.read('results/metrics.json'))['glyphs'][m][k]
+            assert entry['n'] == len(SEEDS)
+            assert entry['mean'] == pytest.approx(np.mean([value[m, s, k] for s in SEEDS]))
     for name, methods in (('val', METHODS[1:]), ('test', METHODS)):
-        curve = list(csv.DictReader(open(toy.root/f'results/{name}_recall.csv')))
+        curve = toy.table(f'results/{name}_recall.csv')
         assert list(curve[0])[1:] == list(methods) and len(curve) == {'val': EPOCHS + 1, 'test': 4}[name]
         assert all(0 <= float(r[m]) <= 1 for r in curve for m in methods)
 
 
 def test_report_needs_nothing_around_it(toy):
-    page, table = ((toy.root/'results'/f).read_text() for f in ('report.html', 'table.txt'))
+    page, table = toy.read('results/report.html'), toy.read('results/table.txt')
     images = re.findall(r'\ssrc="([^"]*)"', page)
     assert len(images) >= 2 + len(METHODS) and all(i.startswith('data:image/') for i in images)
     assert re.findall(r'<link|<script|<iframe|@import|url\(', page) == []
@@ -179,70 +206,113 @@ def test_a_constant_reruns_what_depends_on_it(toy, tmp_path):
     assert own.would_run() == []
     own.edit_params('plm', 'delta', value=1.5)
     plm = [f'train@plm-{s}' for s in SEEDS]
-    # what follows is compared with files that a dry run does not change, so ask the graph; the report prints the constants and depends on them itself
+    # a dry run changes no file, so stages that depend on files only are not among them; the graph knows these
     assert sorted(own.would_run()) == ['report', 'similarity', *plm]
-    assert sorted(own.would_run('--force', '--downstream', *plm)) == sorted([*plm, 'evaluate', 'similarity', 'map', 'report'])
+    downstream = own.would_run('--force', '--downstream', *plm)
+    assert sorted(downstream) == sorted([*plm, 'evaluate', 'similarity', 'map', 'report'])
+
+
+# ---- a method of one's own
+
+def test_a_method_is_a_class_and_its_constants(toy, tmp_path):
+    "The cell of notebook 13 written into plm.methods, and two entries of params.yaml: DVC trains this method alone."
+    own, run = toy.copy(tmp_path/'toy'), f'lean-{SEEDS[0]}'
+    _, _, cells = outputs(ROOT/'nbs/13_methods.ipynb')
+    lean, = (''.join(c['source']) for c in cells if "@register('lean', LeanConstants)" in ''.join(c['source']))
+    file = own.root/'plm/methods.py'
+    file.write_text(f'{file.read_text()}\n{lean}\n') # as `#| export` and `make nbs` do
+    own.edit_params('lean', value=dict(lr=0.001, k=5, n_alpha=6))
+    own.edit_params('methods', value=[*METHODS, 'lean'])
+    own.commit()
+    before = own.bytes_of('runs/data', 'runs/pretrain', 'runs/train')
+    said = own.ok('dvc', 'exp', 'run', '-S', 'lean.n_alpha=8', f'train@{run}').out
+    assert re.findall(r"Running stage '(.*)'", said) == [f'train@{run}']
+    log = own.table(f'runs/train/{run}/log.csv')
+    assert len(log) == EPOCHS + 1 and float(log[-1]['point']) < float(log[1]['point'])
+    text, errors, _ = outputs(own.root/f'runs/notebooks/train-{run}.ipynb')
+    assert errors == [] and re.search(r'LeanConstants\(lr=0\.001, k=5, n_alpha=8(\.0)?\)', text)
+    after = own.bytes_of('runs/data', 'runs/pretrain', 'runs/train')
+    assert {name: after[name] for name in before} == before and not own.half_written()
 
 
 # ---- the second pipeline
 
 def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
-    own = toy.copy(tmp_path/'toy')
-    assert not (own.root/'results/ablation.csv').exists() and 'None have been run on glyphs' in (own.root/'results/report.html').read_text()
-    assert own.would_run('pipelines/ablations/dvc.yaml') == ['pipelines/ablations/dvc.yaml:ablate'] # data and pre-training are there
-    own.ok('dvc', 'repro', 'pipelines/ablations/dvc.yaml')
+    own, pipeline = toy.copy(tmp_path/'toy'), 'pipelines/ablations/dvc.yaml'
+    assert not (own.root/'results/ablation.csv').exists()
+    assert 'None have been run on glyphs' in own.read('results/report.html')
+    assert own.would_run(pipeline) == [f'{pipeline}:ablate'] # data and pre-training are there
+    own.ok('dvc', 'repro', pipeline)
     rows = list(csv.DictReader(open(own.root/'results/ablation.csv')))
     assert list(rows[0]) == ['dataset', 'study', 'setting', 'seed', 'metric', 'value'] and len(rows) == 4*len(SEEDS)*4
-    assert {(r['study'], r['setting']) for r in rows} == {('m', '2'), ('m', '3'), ('parts', 'full'), ('parts', 'no subset selection')} and {r['dataset'] for r in rows} == {'glyphs'}
+    assert {r['dataset'] for r in rows} == {'glyphs'}
+    settings = {('m', '2'), ('m', '3'), ('parts', 'full'), ('parts', 'no subset selection')}
+    assert {(r['study'], r['setting']) for r in rows} == settings
     value = {(r['study'], r['setting'], r['metric']): r['value'] for r in rows}
-    assert all(value['m', '3', k] == value['parts', 'full', k] for k in ('recall_at_1', 'map_at_r')) and len(list((own.scratch/'ablation').iterdir())) == 3*len(SEEDS)
+    for k in ('recall_at_1', 'map_at_r'): assert value['m', '3', k] == value['parts', 'full', k]
+    assert len(list((own.scratch/'ablation').iterdir())) == 3*len(SEEDS) # these two are one run
     own.ok('python', '-c', 'from plm.ablation import publish; publish()') # as `make ablations` does
-    kept = list(csv.DictReader(open(own.root/'docs/ablation.csv')))
+    kept = own.table('docs/ablation.csv')
     assert kept[1:] == rows and kept[0]['dataset'] == 'omniglot' # of another data set: left alone
-    assert own.would_run('pipelines/ablations/dvc.yaml') == [] and own.would_run() == ['report']
+    assert own.would_run(pipeline) == [] and own.would_run() == ['report']
     own.ok('dvc', 'repro')
-    page = (own.root/'results/report.html').read_text()
-    assert 'Study: m' in page and 'Study: parts' in page and 'None have been run' not in page and 'with other constants' not in page
+    page = own.read('results/report.html')
+    assert 'Study: m' in page and 'Study: parts' in page
+    assert 'None have been run' not in page and 'with other constants' not in page
     own.edit_params('plm', 'delta', value=1.25)
     own.ok(*own.notebook('report'))
-    assert 'made with other constants: plm.delta = ' in (own.root/'results/report.html').read_text()
+    assert 'made with other constants: plm.delta = ' in own.read('results/report.html')
 
 
 def test_namr_runs_when_asked_and_finds_its_place(toy, tmp_path):
     own = toy.copy(tmp_path/'toy')
     stages = [f'{s}@{d}' for s in ('prepare', 'train') for d in ('glyphs', 'omniglot')] + ['evaluate-namr', 'index']
-    assert {line.split()[0].removeprefix('pipelines/namr/dvc.yaml:') for line in own.ok('dvc', 'stage', 'list', 'pipelines/namr/dvc.yaml').out.splitlines()} == set(stages) and own.would_run() == []
+    listed = own.ok('dvc', 'stage', 'list', 'pipelines/namr/dvc.yaml').out.splitlines()
+    assert {line.split()[0].removeprefix('pipelines/namr/dvc.yaml:') for line in listed} == set(stages)
+    assert own.would_run() == []
     for stage in ('namr_prepare', 'namr_train'): own.ok(*own.notebook(stage, stage, dataset='glyphs'))
     own.ok(*own.notebook('namr_evaluate', 'namr_evaluate'), '-y', 'datasets: [glyphs]')
     rows = list(csv.DictReader(open(own.root/'results/namr.csv')))
-    assert list(rows[0]) == ['dataset', 'loss', 'variant', 'seed', 'metric', 'value'] and {r['dataset'] for r in rows} == {'glyphs'}
+    assert list(rows[0]) == ['dataset', 'loss', 'variant', 'seed', 'metric', 'value']
+    assert {r['dataset'] for r in rows} == {'glyphs'}
     runs = {(r['loss'], r['variant'], r['seed']) for r in rows}
-    assert runs == {('triplet', v, s) for v in ('plain', 'wide', 'namr') for s in '34'} | {('plm', v, s) for v in ('plain', 'namr') for s in '34'}
+    variants = ('triplet', 'plain'), ('triplet', 'wide'), ('triplet', 'namr'), ('plm', 'plain'), ('plm', 'namr')
+    assert runs == {(*variant, seed) for variant in variants for seed in '34'}
     value = {(r['loss'], r['variant'], r['seed'], r['metric']): float(r['value']) for r in rows}
-    assert all((*run, 'recall_at_1') in value and (*run, 'val_map_at_r') in value for run in runs) and all(0 <= v <= 1 for v in value.values())
+    for run in runs: assert (*run, 'recall_at_1') in value and (*run, 'val_map_at_r') in value
+    assert all(0 <= v <= 1 for v in value.values())
     learned = np.load(own.root/'runs/namr/glyphs/embeddings.npz')
-    assert learned['e'].shape == learned['w'].shape == (280, 32) and learned['wide'].shape == (280, 64) and learned['test'].sum() == 80 and abs(learned['w'] - 1).max() > 1e-4
+    assert learned['e'].shape == learned['w'].shape == (280, 32) and learned['wide'].shape == (280, 64)
+    assert learned['test'].sum() == 80 and abs(learned['w'] - 1).max() > 1e-4
     own.ok(*own.notebook('namr_index', 'namr_index'), '-y', 'sizes: [3000]')
     index = list(csv.DictReader(open(own.root/'results/index.csv')))
-    assert {r['embedding'] for r in index} == {'sample', 'NAMR', 'plain wide'} and {r['vectors'] for r in index} == {'3000'} and {r['index'] for r in index} >= {'Flat', 'IVF', 'HNSW', 'PQ32'}
+    def found(column): return {r[column] for r in index}
+    assert found('embedding') == {'sample', 'NAMR', 'plain wide'} and found('vectors') == {'3000'}
+    assert found('index') >= {'Flat', 'IVF', 'HNSW', 'PQ32'}
     for name in ('namr', 'index'): shutil.copy(own.root/f'results/{name}.csv', own.root/'docs') # as `make namr` does
     assert own.would_run() == ['report']
     own.ok('dvc', 'repro')
-    page = (own.root/'results/report.html').read_text()
+    page = own.read('results/report.html')
     assert 'NAMR on R@1' in page and 'Recall against time, glyphs' in page and 'namr − wide' in page
     assert not own.half_written()
 
 
 def test_tables_of_the_other_stages(toy):
-    rows = list(csv.DictReader(open(toy.root/'results/similarity.csv')))
-    assert list(rows[0]) == ['dataset', 'embedding', 'estimate', 'seed', 'metric', 'value'] # `embedding`: before or after training
-    assert {r['embedding'] for r in rows} == {'before', 'after'} and {'kmeans', 'hierarchical', 'random_walk', 'contextual', 'cosine', 'plm', 'plm_whole_batch', 'plm_nearest_k'} <= {r['estimate'] for r in rows}
+    rows = toy.table('results/similarity.csv')
+    assert list(rows[0]) == ['dataset', 'embedding', 'estimate', 'seed', 'metric', 'value']
+    assert {r['embedding'] for r in rows} == {'before', 'after'} # training
+    assert {r['estimate'] for r in rows} >= {'kmeans', 'hierarchical', 'random_walk', 'contextual', 'cosine', 'plm',
+                                             'plm_whole_batch', 'plm_nearest_k'}
     keys = [tuple(r.values())[:-1] for r in rows]
-    assert len(set(keys)) == len(keys) and all(0 <= float(r['value']) <= 1 for r in rows if r['metric'] == 'label_purity') and all(-1 <= float(r['value']) <= 1 for r in rows if r['metric'] == 'correlation')
-    rows = list(csv.DictReader(open(toy.root/'results/map.csv')))
+    assert len(set(keys)) == len(keys)
+    def values(metric): return [float(r['value']) for r in rows if r['metric'] == metric]
+    assert all(0 <= v <= 1 for v in values('label_purity')) and all(-1 <= v <= 1 for v in values('correlation'))
+    rows = toy.table('results/map.csv')
     full = {r['embedding']: float(r['value']) for r in rows if r['plane'] == 'full' and r['metric'] == 'recall_at_1'}
-    retrieval = {r['method']: float(r['value']) for r in csv.DictReader(open(toy.root/'results/retrieval.csv')) if r['metric'] == 'recall_at_1'}
-    assert full == {'before training': pytest.approx(retrieval['pretrained'], abs=1e-6), 'after plm': pytest.approx(retrieval['plm'], abs=1e-6)}
+    table = toy.table('results/retrieval.csv')
+    retrieval = {r['method']: float(r['value']) for r in table if r['metric'] == 'recall_at_1'}
+    assert full == {'before training': pytest.approx(retrieval['pretrained'], abs=1e-6),
+                    'after plm': pytest.approx(retrieval['plm'], abs=1e-6)}
     assert {r['plane'] for r in rows} == {'full', 't-SNE', 'PCA'}
 
 
@@ -250,8 +320,8 @@ def test_without_plm_there_is_still_a_report(toy, tmp_path):
     own = toy.copy(tmp_path/'toy')
     own.edit_params('methods', value=['pretrained'])
     for stage in ('evaluate', 'similarity', 'map', 'report'): own.ok(*own.notebook(stage, stage))
-    assert {r['embedding'] for r in csv.DictReader(open(own.root/'results/similarity.csv'))} == {'before'}
-    assert 'Pieces and proxies' not in (own.root/'results/report.html').read_text()
+    assert {r['embedding'] for r in own.table('results/similarity.csv')} == {'before'}
+    assert 'Pieces and proxies' not in own.read('results/report.html')
 
 
 # ---- labels, and equal seeds
@@ -260,11 +330,14 @@ def test_train_labels_are_no_dependency():
     stages = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']
     assert 'runs/data' in stages['download']['outs']
     for name, stage in stages.items():
-        for dep in stage['deps']: assert 'train_labels' not in dep and Path(dep) not in (Path('runs'), Path('runs/data')), f'{name} depends on {dep}'
+        for dep in stage['deps']:
+            assert 'train_labels' not in dep, f'{name} depends on {dep}'
+            assert Path(dep) not in (Path('runs'), Path('runs/data')), f'{name} depends on {dep}'
 
 
 def test_train_labels_cannot_leak(toy, tmp_path):
-    "Two methods with the labels shuffled, one and the evaluation with the file deleted: the very bytes of the first time, which also shows that equal seeds give equal runs."
+    """Two methods run again with the labels shuffled, one and the evaluation with the file deleted. The same bytes come
+    out, which also shows that equal seeds give equal runs."""
     own, (labels, images) = toy.copy(tmp_path/'toy'), ('runs/data/train_labels.npy', 'runs/data/train_images.npy')
     right = np.load(own.root/labels)
     assert len(right) == len(np.load(own.root/images)) and len(set(right)) == 12
@@ -273,9 +346,10 @@ def test_train_labels_cannot_leak(toy, tmp_path):
     def again(command):
         stage, method, rewritten = command
         old = (own.root/rewritten).stat().st_mtime_ns
-        own.ok(*own.notebook(stage, f'own-{method}', **(dict(method=method, seed=SEEDS[0]) if stage == 'train' else {})))
+        parameters = dict(method=method, seed=SEEDS[0]) if stage == 'train' else {}
+        own.ok(*own.notebook(stage, f'own-{method}', **parameters))
         assert (own.root/rewritten).stat().st_mtime_ns > old
-    train = lambda method: ('train', method, f'runs/train/{method}-{SEEDS[0]}/encoder.pt')
+    def train(method): return 'train', method, f'runs/train/{method}-{SEEDS[0]}/encoder.pt'
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(again, [train('plm'), train('simclr')]))
         (own.root/labels).unlink()
@@ -287,13 +361,15 @@ def test_train_labels_cannot_leak(toy, tmp_path):
 
 def test_methods_differ(toy):
     "Else the comparisons of bytes above would prove nothing."
-    assert len({(toy.root/f'runs/train/{m}-{s}/encoder.pt').read_bytes() for m in METHODS for s in SEEDS}) == len(METHODS)*len(SEEDS)
+    encoders = [(toy.root/f'runs/train/{m}-{s}/encoder.pt').read_bytes() for m in METHODS for s in SEEDS]
+    assert len(set(encoders)) == len(encoders)
 
 
 # ---- a killed run
 
 def kill_tree(process):
-    "DVC, papermill and the kernel, which has a process group of its own. DVC first: should it see its stage fail, it writes .dvc/tmp/rwlock, and being killed then leaves half of it."
+    """DVC, papermill and the kernel, which has a process group of its own. DVC first: if it sees its stage fail, it
+    writes .dvc/tmp/rwlock, and if it is killed then, half of that file stays."""
     tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for p in tree: p.kill()
     psutil.wait_procs(tree, timeout=20)
@@ -314,11 +390,14 @@ def in_terminal(toy, *command):
 
 
 def test_a_killed_run_goes_on(toy, tmp_path):
-    "Killed after an epoch, started again in a terminal: it resumes, says so, shows its progress, and ends with the bytes of the run that nobody disturbed."
+    """Killed after an epoch and started again in a terminal, a run resumes, says so, shows its progress, and ends with
+    the bytes of the undisturbed run."""
     own, run = toy.copy(tmp_path/'toy'), f'plm-{SEEDS[0]}'
     shutil.rmtree(own.root/'.dvc/cache/runs') # DVC must not remember the result, or it runs nothing
-    for out in yaml.safe_load((own.root/'dvc.lock').read_text())['stages'][f'train@{run}']['outs']: (own.root/'.dvc/cache/files/md5'/out['md5'][:2]/out['md5'][2:]).unlink()
-    process = own.start('dvc', 'repro', '--force', '--single-item', f'train@{run}', stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for out in yaml.safe_load(own.read('dvc.lock'))['stages'][f'train@{run}']['outs']:
+        (own.root/'.dvc/cache/files/md5'/out['md5'][:2]/out['md5'][2:]).unlink()
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = own.start('dvc', 'repro', '--force', '--single-item', f'train@{run}', **quiet)
     end = time.time() + 100
     while not (left := list(own.scratch.glob(f'{run}-*.pt'))):
         assert process.poll() is None and time.time() < end, 'no state was saved'
@@ -329,7 +408,9 @@ def test_a_killed_run_goes_on(toy, tmp_path):
     code, got = in_terminal(own, 'dvc', 'repro')
     assert code == 0, got
     assert re.findall(r"Running stage '(.*)'", got) == [f'train@{run}']
-    assert (said := re.search(rf'plm, seed {SEEDS[0]}: resuming after epoch (\d)', outputs(own.root/f'runs/notebooks/train-{run}.ipynb')[0])) and 1 <= int(said[1]) < EPOCHS
+    text, _, _ = outputs(own.root/f'runs/notebooks/train-{run}.ipynb')
+    said = re.search(rf'plm, seed {SEEDS[0]}: resuming after epoch (\d)', text)
+    assert said and 1 <= int(said[1]) < EPOCHS
     bars = re.findall(rf'plm seed {SEEDS[0]}: +(\d+)%', got)
     assert bars and bars[-1] == '100', got
     assert own.bytes_of('runs/train', 'results') == toy.bytes_of('runs/train', 'results')
@@ -339,14 +420,14 @@ def test_a_killed_run_goes_on(toy, tmp_path):
 # ---- what a user sees
 
 def test_progress_passes_through_a_pipe(toy):
-    for bar in (*(f'{m} seed {s}' for m in METHODS[1:] for s in SEEDS), *(f'pretrain seed {s}' for s in SEEDS), 'evaluate'):
+    for bar in [f'{m} seed {s}' for m in (*METHODS[1:], 'pretrain') for s in SEEDS] + ['evaluate']:
         assert re.search(rf'{bar}: +0%', toy.repro.err) and re.search(rf'{bar}: 100%', toy.repro.err), bar
 
 
 def test_the_terminal_shows_nothing_else(toy):
     "Errors stream: nothing but progress bars."
-    noise = [line for line in re.split(r'[\r\n]+', toy.repro.err) if line.strip() and not re.match(r'[\w ]+: +\d+%\|', line)]
-    assert noise == []
+    lines = [line for line in re.split(r'[\r\n]+', toy.repro.err) if line.strip()]
+    assert [line for line in lines if not re.match(r'[\w ]+: +\d+%\|', line)] == []
 
 
 def damage_start(toy): (toy.root/f'runs/pretrain/{SEEDS[0]}/encoder.pt').write_bytes(b'x'*100)
@@ -363,12 +444,16 @@ def misspell_constant(toy):
 
 TRAIN = dict(stage='train', seed=SEEDS[0])
 MISTAKES = { # what is wrong -> how it comes about, the command, what the last lines must say
-    'data set': (lambda toy: toy.edit_params('dataset', value='glphys'), ['dvc', 'repro'], ["unknown data set 'glphys'", "Did you mean 'glyphs'?"]),
-    'method in params.yaml': (lambda toy: toy.edit_params('methods', value=['smtl']), ['dvc', 'repro', '--single-item', f'train@smtl-{SEEDS[0]}'], ['smtl', 'params.yaml']),
+    'data set': (lambda toy: toy.edit_params('dataset', value='glphys'), ['dvc', 'repro'],
+                 ["unknown data set 'glphys'", "Did you mean 'glyphs'?"]),
+    'method in params.yaml': (lambda toy: toy.edit_params('methods', value=['smtl']),
+                              ['dvc', 'repro', '--single-item', f'train@smtl-{SEEDS[0]}'], ['smtl', 'params.yaml']),
     'method of the run': (lambda toy: None, dict(TRAIN, method='pml'), ["unknown method 'pml'", "Did you mean 'plm'?"]),
     'constant': (misspell_constant, ['dvc', 'repro'], ['plm.n_alhpa is not a parameter', "Did you mean 'n_alpha'?"]),
-    'no archives': (no_archives, ['dvc', 'repro', 'download'], ['images_background_small1.zip does not exist', 'PLM_MIRROR', 'dvc pull']),
-    'damaged start': (damage_start, dict(TRAIN, method='plm'), [f'runs/pretrain/{SEEDS[0]}/encoder.pt cannot be read', 'Delete it and run `dvc repro` again']),
+    'no archives': (no_archives, ['dvc', 'repro', 'download'],
+                    ['images_background_small1.zip does not exist', 'PLM_MIRROR', 'dvc pull']),
+    'damaged start': (damage_start, dict(TRAIN, method='plm'),
+                      [f'runs/pretrain/{SEEDS[0]}/encoder.pt cannot be read', 'Delete it and run `dvc repro` again']),
 }
 
 @pytest.fixture(scope='session')
@@ -392,5 +477,6 @@ def test_a_mistake_is_named_with_its_cure(mistaken, name):
 
 def test_dvc_heals_a_damaged_start(mistaken, toy):
     own, _ = mistaken['damaged start']
+    made = 'runs/pretrain', 'runs/train', 'results'
     assert 'Running stage' not in own.ok('dvc', 'repro').out # from its cache
-    assert own.bytes_of('runs/pretrain', 'runs/train', 'results') == toy.bytes_of('runs/pretrain', 'runs/train', 'results')
+    assert own.bytes_of(*made) == toy.bytes_of(*made)

@@ -27,7 +27,8 @@ def test_pretraining_learns_and_repeats_itself():
 
 
 def test_pretraining_on_too_few_images():
-    with pytest.raises(ValueError, match='source has 7 images, fewer than pretrain.batch_size = 8'): pretrain(start(), PRINTS[:7], LABELS[:7], SUPERVISED, 0)
+    with pytest.raises(ValueError, match='source has 7 images, fewer than pretrain.batch_size = 8'):
+        pretrain(start(), PRINTS[:7], LABELS[:7], SUPERVISED, 0)
 
 
 def test_pretraining_counts_only_the_trained_encoder():
@@ -38,7 +39,8 @@ def test_pretraining_counts_only_the_trained_encoder():
 
 
 def test_the_constants_describe_the_encoder():
-    train = TrainConstants(backbone='resnet18', weights='none', dim=8, crop=32, precision='bf16', norm='still', epochs=1, batch_size=4)
+    train = TrainConstants(backbone='resnet18', weights='none', dim=8, crop=32, precision='bf16', norm='still',
+                           epochs=1, batch_size=4)
     a, b, other = new_encoder(train), new_encoder(train), new_encoder(train, (1,))
     assert same(a, b) and not same(a, other)
     assert (a.crop, a.head.out_features) == (32, 8) and a(torch.rand(2, 3, 40, 40)).shape == (2, 8)

@@ -6,13 +6,15 @@ from plm.encoder import Encoder
 from plm.training import Method, Run, TrainConstants, fit, memory_advice
 
 IMAGES = torch.randint(0, 256, (50, 1, 24, 24), generator=generator_at('training'), dtype=torch.uint8)
-BUDGET = dict(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=2, batch_size=24)
+BUDGET = dict(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving',
+              epochs=2, batch_size=24)
 TRAIN = TrainConstants(**BUDGET)
 
 
 class Pull(Method):
     "The least that a method has to say."
-    def step(self, images, index, augment, g): return {'pull': (self.encoder(augment(images, g))[:, :1] - 1).square().mean()}
+    def step(self, images, index, augment, g):
+        return {'pull': (self.encoder(augment(images, g))[:, :1] - 1).square().mean()}
 
 
 def test_every_hook_but_step_has_a_default(tmp_path):
@@ -21,8 +23,10 @@ def test_every_hook_but_step_has_a_default(tmp_path):
         looked.append(method.encoder.head.weight.clone())
         return {'looked': len(looked)}
     log = fit(method, IMAGES, Run('pull', TRAIN, 1e-2, scratch=tmp_path), eval_fn)
-    assert [list(row) for row in log] == [['epoch', 'images_seen', 'looked'], *[['epoch', 'images_seen', 'loss', 'pull', 'looked']]*2]
-    assert [row['looked'] for row in log] == [1, 2, 3] and not torch.equal(looked[0], looked[2]) and log[2]['pull'] < log[1]['pull']
+    epoch = ['epoch', 'images_seen', 'loss', 'pull', 'looked']
+    assert [list(row) for row in log] == [['epoch', 'images_seen', 'looked'], epoch, epoch]
+    assert [row['looked'] for row in log] == [1, 2, 3] and not torch.equal(looked[0], looked[2])
+    assert log[2]['pull'] < log[1]['pull']
     assert [row['images_seen'] for row in log] == [0, 48, 96] and not list(tmp_path.iterdir())
 
 
@@ -54,16 +58,18 @@ def test_hooks_are_called_in_order(tmp_path):
         def describe(self, z): calls.append('describe'); return {'n': float(len(z))}
     log = fit(Noted(Encoder(dim=8), Constants()), IMAGES, Run('noted', TRAIN, 1e-3, scratch=tmp_path))
     epoch = ['after_step', 'after_step', 'estimate', 'describe']
-    assert calls == ['batches', 'estimate', 'begin (50, 3)', 'describe', *epoch, *epoch] and all(row['n'] == 50 for row in log)
+    assert calls == ['batches', 'estimate', 'begin (50, 3)', 'describe', *epoch, *epoch]
+    assert all(row['n'] == 50 for row in log)
 
 
 def test_the_key_the_rate_and_the_code_are_part_of_a_run(tmp_path):
     method, other = Pull(Encoder(dim=8), Constants()), type('Other', (Pull,), {})(Encoder(dim=8), Constants())
-    def file(**changes): return Run(**dict(name='pull', train=TRAIN, lr=1e-3, scratch=tmp_path) | changes).file(method, IMAGES)
+    run = dict(name='pull', train=TRAIN, lr=1e-3, scratch=tmp_path)
+    def file(**changes): return Run(**run | changes).file(method, IMAGES)
     files = [file(), file(lr=2e-3), file(seed=1), file(key=(1,)), file(train=TrainConstants(**BUDGET | dict(epochs=3)))]
     assert len(set(files)) == 5 and file() == files[0] and files[0].name.startswith('pull-0-')
     other.__class__.__module__ = 'plm.losses' # a method of a module of plm has that module's code
-    assert Run('pull', TRAIN, 1e-3, scratch=tmp_path).file(other, IMAGES) != files[0]
+    assert Run(**run).file(other, IMAGES) != files[0]
 
 
 def test_too_few_images(tmp_path):
@@ -71,7 +77,8 @@ def test_too_few_images(tmp_path):
         fit(Pull(Encoder(dim=8), Constants()), IMAGES[:23], Run('pull', TRAIN, 1e-3, scratch=tmp_path))
 
 
-@pytest.mark.parametrize('change', [dict(batch_size=25), dict(epochs=0), dict(dim=0), dict(crop=8), dict(norm='fixed'), dict(precision='fp16')])
+@pytest.mark.parametrize('change', [
+    dict(batch_size=25), dict(epochs=0), dict(dim=0), dict(crop=8), dict(norm='fixed'), dict(precision='fp16')])
 def test_budgets_out_of_range(change):
     with pytest.raises(ValueError, match=next(iter(change))): TrainConstants(**BUDGET | change)
 
