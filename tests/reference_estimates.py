@@ -14,7 +14,7 @@ def nearest_groups(t, sizes):
 
 
 def random_walk(z, k, alpha, steps=2000):
-    "Walk by walk: sum of alpha^t S^t, with S the adjacency over the roots of both degrees; then the diagonal is scaled to 1."
+    "The sum of alpha^t S^t, S the adjacency over the roots of both degrees; then the diagonal is scaled to 1."
     n = len(z)
     joined = np.zeros((n, n))
     for i in range(n):
