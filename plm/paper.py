@@ -255,7 +255,7 @@ def _seconds(work, device):
     wait()
     return time.perf_counter() - start
 
-# %% ../nbs/31_paper.ipynb #7defb019
+# %% ../nbs/31_paper.ipynb #b88365a9
 @dataclass(frozen=True)
 class Plan:
     "What a preset needs here, found out without starting it."
@@ -351,8 +351,9 @@ def _training(p, root):
                               f'{cost.step:.2f} s{scaled}; a seed {format_seconds(seconds)}; memory {needs} of {has}'))
         if cost.memory > room:
             batch = _smaller(p, (room - cost.fixed)/(cost.memory - cost.fixed))
-            problems.append(f'a step of {method} needs about {needs} of memory on {device}, where {has} are free. Close '
-                            f'what else runs there, or lower the batch: SET={p.dataset}.train.batch_size={batch}.')
+            problems.append(f'a step of {method} needs about {needs} of memory on {device}, where {has} are free. '
+                            f'Close what else runs there, or lower the batch: '
+                            f'SET={p.dataset}.train.batch_size={batch}.')
     decoding = format_seconds((train + test)*_decode_seconds()/os.cpu_count())
     cpu = '' if device.type == 'cuda' else f', {torch.get_num_threads()} threads; these experiments are made for a GPU'
     return [('device', _device_name(device) + cpu), *lines,

@@ -1,5 +1,5 @@
-"""The paper's experiments: presets that leave nothing open, a dry run that finds what is wrong before anything begins, a
-table that fills as runs are made. And the README's section followed word by word, with a miniature archive instead of
+"""The paper's experiments: presets that leave nothing open, a dry run that finds what is wrong before anything begins,
+a table that fills as runs are made. And the README's section followed word by word, with a miniature archive instead of
 the download."""
 import csv, json, os, re, shutil, subprocess, sys, threading, time
 from dataclasses import replace
@@ -58,8 +58,7 @@ def edited(folder):
     stml = dict(lr=0.5, sigma=9, delta=9, k=2, gamma=0.5, wide=9, view='plain')
     plm = dict(lr=0.5, k=4, m=2, T=0.5, max_neighbors=9, similarity='binary', n_alpha=9, n_beta=9, delta=9, n_proxies=9,
                terms=['point'], gamma=0.5, view='augmented')
-    layer = dict(train=train, stml=stml, plm=plm)
-    for name in ('cub200', 'photos'): raw[name] |= layer
+    for name in ('cub200', 'photos'): raw[name] |= dict(train=dict(train), stml=dict(stml), plm=dict(plm))
     raw['plm'] |= plm
     raw['stml'] |= stml
     raw['cub200'] |= dict(sizes=dict(side=100, val_every=2))
@@ -499,8 +498,9 @@ def photo(seed, c):
 
 @pytest.fixture
 def clone(tmp_path):
-    """The repository as after `make env`, and a mirror with CUB in miniature: 8 classes of 6 photos. `clone.small` makes
-    presets cheap."""
+    """The repository as after `make env`, and a mirror with CUB in miniature: 8 classes of 6 photos.
+
+    `clone.small` makes presets cheap."""
     root, home, mirror = tmp_path/'clone', tmp_path/'home', tmp_path/'mirror'
     ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '[0-9]*.ipynb')
     for folder in ('nbs', 'plm'): shutil.copytree(ROOT/folder, root/folder, ignore=ignore)
