@@ -469,7 +469,7 @@ def test_free_memory_is_below_what_the_machine_has():
 
 STAND_IN = '''
 "Python runs this at its start: in every process of the stages the miniature archive is the official one."
-import sys
+import dataclasses, sys
 from importlib.util import find_spec
 
 class Finder:
@@ -480,7 +480,8 @@ class Finder:
         run = spec.loader.exec_module
         def exec_module(module):
             run(module)
-            module.PUBLISHED['cub200'] = eval({record!r}, vars(module))
+            changes = eval({record!r}, vars(module))
+            module.PUBLISHED['cub200'] = dataclasses.replace(module.PUBLISHED['cub200'], **changes)
         spec.loader.exec_module = exec_module
         return spec
 
@@ -518,7 +519,7 @@ def clone(tmp_path):
     archive = contents['CUB_200_2011.tgz']
     for i, (name, data) in enumerate(archive.items()):
         if name.endswith('.jpg'): archive[name] = photo(i, int(re.search(r'/(\d+)\.', name)[1]))
-    record = replace(write_archives('cub200', mirror, contents), classes=(4, 4), images=(24, 24))
+    record = dict(archives=write_archives('cub200', mirror, contents).archives, classes=(4, 4), images=(24, 24))
     (home/'stand_in').mkdir(parents=True)
     (home/'stand_in/sitecustomize.py').write_text(STAND_IN.replace('{record!r}', repr(repr(record))))
     torch.save(build_encoder('resnet18', 8).state_dict(), home/'start.pth')
