@@ -59,7 +59,7 @@ class SimCLRConstants(Constants):
 @register('simclr', SimCLRConstants)
 class SimCLR(Method):
     "Two views of an image are a positive pair, all others negative; no projection head (Chen et al. 2020)."
-    def __init__(self, encoder: Encoder, constants: SimCLRConstants, seed: int = 0):
+    def __init__(self, encoder: Encoder, constants: SimCLRConstants, seed: int = 0): # as in `Method`
         super().__init__(encoder, constants, seed)
         self.loss = SimCLRLoss(constants.temperature)
 
@@ -101,7 +101,7 @@ class _TwoHeads(nn.Module):
 @register('stml', STMLConstants)
 class STML(Method):
     "Self-taught metric learning: the teacher's contextual similarity of neighbouring images (Kim et al., CVPR 2022)."
-    def __init__(self, encoder: Encoder, constants: STMLConstants, seed: int = 0):
+    def __init__(self, encoder: Encoder, constants: STMLConstants, seed: int = 0): # as in `Method`
         super().__init__(encoder, constants, seed)
         self.student = _TwoHeads(encoder, constants.wide, seed)
         self.teacher = MomentumEncoder(self.student, constants.gamma)
@@ -168,7 +168,7 @@ class PLMConstants(Constants):
 @register('plm', PLMConstants)
 class PLM(Method):
     "Piecewise-linear manifolds: similarities of the momentum encoder's embeddings (Bhatnagar and Ahuja, CPAL 2024)."
-    def __init__(self, encoder: Encoder, constants: PLMConstants, seed: int = 0):
+    def __init__(self, encoder: Encoder, constants: PLMConstants, seed: int = 0): # as in `Method`
         super().__init__(encoder, constants, seed)
         c, head = constants, encoder.head
         self.momentum = MomentumEncoder(encoder, c.gamma)

@@ -24,7 +24,7 @@ class Params(Constants):
     "Everything that decides a run."
     dataset: str # from `plm.datasets.DATASETS`
     methods: list[str] = Field(min_length=1) # names from `plm.methods.METHODS`
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1) # each method runs once on each
     device: str # auto, cpu, cuda, ...
     launch: Literal['single', 'torchrun'] # how training starts: a single process, or several
     processes: int = Field(ge=1) # how many, under torchrun (with GPUs: at most one each)
