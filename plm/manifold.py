@@ -84,7 +84,7 @@ class Pieces:
         same = DUPLICATE**2*(exact.points - exact.points.mean(0)).square().sum(1).max()
         return torch.where(total2 > same, along2/total2.clamp(min=1e-300), 1.).clamp(0, 1).to(self.points.dtype)
 
-# %% ../nbs/04_manifold.ipynb #1b2daaef
+# %% ../nbs/04_manifold.ipynb #e8be55b6
 class PiecewiseLinearManifold:
     "A linear piece at every point of a batch (PLM, the piecewise-linear manifold; docs/method.md, section 3)."
     def __init__(self,
@@ -113,19 +113,25 @@ class PiecewiseLinearManifold:
         near, same = _nearest(x, min(self.max_neighbors, B - 1))
         delta = x[near] - x[:, None]
         gram = delta @ delta.mT
-        other = gram.diagonal(dim1=1, dim2=2) > same # no duplicates of x_i: these have no direction
-        gram *= other[:, :, None] & other[:, None]
-        least = gram.diagonal(dim1=1, dim2=2)*((self.T or 0) - SLACK) # of the squared length of each, to be kept
+        length2 = gram.diagonal(dim1=1, dim2=2)
+        other = length2 > same # no duplicates of x_i: these have no direction, and nothing to keep
+        least = length2*other*((self.T or 0) - SLACK) # of the squared length of each, to be kept
+        # who is not in a piece has an eigenvalue of its own: on many rows of zeros LAPACK may fail to converge
+        ramp = torch.arange(1, near.shape[1] + 1, device=t.device)/near.shape[1]
+        absent = torch.diag_embed(-length2.amax(1, keepdim=True)*ramp)
+        def fit(inside): # (B, c) bool
+            c, there = inside.shape[1], inside & other[:, :inside.shape[1]]
+            return _directions(torch.where(there[:, :, None] & there[:, None], gram[:, :c, :c], absent[:, :c, :c]), m)
         inside = torch.ones_like(near, dtype=torch.bool)
         if self.T is not None:
             inside[:, m:] = False
             for c in range(m, near.shape[1]):
                 inside[:, c] = True # for the moment
                 grown = inside[:, :c + 1]
-                values, vectors = _directions(gram[:, :c + 1, :c + 1]*(grown[:, :, None] & grown[:, None]), m)
+                values, vectors = fit(grown)
                 kept = (vectors.square()*values[:, None]).sum(2)
                 inside[:, c] = (kept >= least[:, :c + 1]*grown).all(1)
-        values, vectors = _directions(gram*(inside[:, :, None] & inside[:, None]), m)
+        values, vectors = fit(inside)
         basis = delta.mT @ (vectors/values[:, None].clamp(min=1e-300).sqrt())
         members = torch.eye(B, dtype=torch.bool, device=t.device).scatter_(1, near, inside)
         return Pieces(t, basis.to(t.dtype), members)
