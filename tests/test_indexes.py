@@ -218,6 +218,13 @@ def test_cells_follow_the_number_of_vectors():
         assert build_index(embeddings(n, 4)[0], faiss.METRIC_L2, 'IVF{cells},Flat')[1] == f'IVF{cells},Flat'
 
 
+def test_a_row_names_the_cells_of_its_own_index(sides):
+    e, _ = embeddings(400, 64)
+    rows = index_curve(sides | {'few': make_side(e[:50], e[50:])}, 'IVF', repeats=1)
+    named = {(r['embedding'], r['setting'].split(' ')[0]) for r in rows}
+    assert named == {('sample', 'IVF32,Flat'), ('NAMR', 'IVF32,Flat'), ('few', 'IVF16,Flat')}
+
+
 def test_threads_are_given_back(sides):
     try:
         faiss.omp_set_num_threads(2)
