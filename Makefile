@@ -33,7 +33,7 @@ ablations: env ## the ablations (about an hour), then the report with them; a ki
 
 namr: env ## NAMR on four metric losses and in the indexes (40 minutes), then the report; a killed one goes on
 	dvc repro pipelines/namr/dvc.yaml
-	cp results/namr.csv results/index.csv docs/
+	cp runs/namr/namr.csv runs/index/index.csv results/
 	dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 

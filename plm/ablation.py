@@ -176,20 +176,20 @@ def findings_table(
 
 # %% ../nbs/25_ablation.ipynb #4e3238ca
 def publish(
-    results: str | Path = 'results', # folder of the last ablations' ablation.csv and ablation.json
-    docs: str | Path = 'docs', # folder of the files of the same names, which are added to
+    last: str | Path = 'runs/ablation', # folder of the last ablations' ablation.csv and ablation.json
+    kept: str | Path = 'results', # folder of the files of the same names, which are added to
 ):
     "Put the last ablations in the place of earlier ones of the same data set. `FileNotFoundError` if there are none."
-    results, docs = Path(results), Path(docs)
+    last, kept = Path(last), Path(kept)
     for name in ('ablation.csv', 'ablation.json'):
-        if not (results/name).exists(): raise FileNotFoundError(f"{results/name} is missing: run `make ablations`.")
-    about, known, rows = json.loads((results/'ablation.json').read_text()), {}, []
-    if (docs/'ablation.json').exists(): known = json.loads((docs/'ablation.json').read_text())
-    if (docs/'ablation.csv').exists(): rows = list(csv.DictReader(open(docs/'ablation.csv')))
+        if not (last/name).exists(): raise FileNotFoundError(f"{last/name} is missing: run `make ablations`.")
+    about, known, rows = json.loads((last/'ablation.json').read_text()), {}, []
+    if (kept/'ablation.json').exists(): known = json.loads((kept/'ablation.json').read_text())
+    if (kept/'ablation.csv').exists(): rows = list(csv.DictReader(open(kept/'ablation.csv')))
     rows = [row for row in rows if row['dataset'] != about['dataset']]
-    write_csv(rows + list(csv.DictReader(open(results/'ablation.csv'))), docs/'ablation.csv')
+    write_csv(rows + list(csv.DictReader(open(last/'ablation.csv'))), kept/'ablation.csv')
     text = json.dumps(known | {about['dataset']: about}, indent=1, sort_keys=True)
-    with whole_file(docs/'ablation.json') as tmp: tmp.write_text(text + '\n')
+    with whole_file(kept/'ablation.json') as tmp: tmp.write_text(text + '\n')
 
 # %% ../nbs/25_ablation.ipynb #b0f612ec
 _labels = { # of the constants

@@ -45,7 +45,7 @@ def photos(tmp_path_factory):
     shutil.copytree(ROOT/'nbs/pipeline', root/'nbs/pipeline')
     shutil.copytree(ROOT/'plm', root/'plm', ignore=shutil.ignore_patterns('__pycache__'))
     toy, data = Toy(root, home), root/'runs/data'
-    for folder in ('docs/images', 'runs/data', 'runs/toy', 'runs/notebooks'): (root/folder).mkdir(parents=True)
+    for folder in ('docs/images', 'results', 'runs/data', 'runs/toy', 'runs/notebooks'): (root/folder).mkdir(parents=True)
     params = yaml.safe_load((ROOT/'params.yaml').read_text())
     params |= dict(dataset='vehicleid', methods=list(METHODS), seeds=[SEED], device='cpu')
     train = dict(backbone='resnet18', weights='none', dim=16, crop=32, precision='float32', norm='moving', epochs=1)
@@ -66,11 +66,11 @@ def photos(tmp_path_factory):
     Image.new('L', (4, 4)).save(root/'docs/images/toy.gif')
     Image.new('L', (4, 4)).save(root/'runs/toy/training.png')
     (root/'runs/toy/training.csv').write_text('seed\n0\n')
-    (root/'docs/ablation.csv').write_text('dataset,study,setting,seed,metric,value\n')
+    (root/'results/ablation.csv').write_text('dataset,study,setting,seed,metric,value\n')
     namr = [f'toy,triplet,{v},{s},{m},0.{s + 5}\n'
             for v in ('plain', 'wide', 'namr') for s in (0, 1) for m in ('recall_at_1', 'map_at_r')]
-    (root/'docs/namr.csv').write_text('dataset,loss,variant,seed,metric,value\n' + ''.join(namr))
-    (root/'docs/index.csv').write_text('dataset,vectors,embedding,index,setting,metric,value\n')
+    (root/'results/namr.csv').write_text('dataset,loss,variant,seed,metric,value\n' + ''.join(namr))
+    (root/'results/index.csv').write_text('dataset,vectors,embedding,index,setting,metric,value\n')
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda stage: toy.ok(*toy.notebook(stage, stage)), ('evaluate', 'similarity', 'map')))
     toy.ok(*toy.notebook('report', 'report'))

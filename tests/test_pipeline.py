@@ -90,24 +90,24 @@ def toy(tmp_path_factory):
     ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '[0-9]*.ipynb')
     for folder in ('nbs', 'plm'): shutil.copytree(ROOT/folder, root/folder, ignore=ignore)
     (root/'.dvc').mkdir()
-    for folder in ('docs', 'pipelines/ablations', 'pipelines/namr'): (root/folder).mkdir()
+    for folder in ('results', 'pipelines/ablations', 'pipelines/namr'): (root/folder).mkdir(parents=True)
     for file in ('dvc.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore',
                  'pipelines/ablations/dvc.yaml', 'pipelines/namr/dvc.yaml'): shutil.copy(ROOT/file, root/file)
     command = 'runs/notebooks/toy.ipynb'
     stages = (root/'dvc.yaml').read_text().replace(f'{command}\n', f'{command} -p steps 4 -p n_seeds 1\n', 1)
     assert '-p n_seeds 1' in stages
     (root/'dvc.yaml').write_text(stages)
-    (root/'docs/ablation.csv').write_text('dataset,study,setting,seed,metric,value\nomniglot,m,2,0,recall_at_1,0.5\n')
-    (root/'docs/ablation.json').write_text('{"omniglot": {}}\n')
+    (root/'results/ablation.csv').write_text('dataset,study,setting,seed,metric,value\nomniglot,m,2,0,recall_at_1,0.5\n')
+    (root/'results/ablation.json').write_text('{"omniglot": {}}\n')
     studies = {'m': [2, 3], 'parts': {'full': {}, 'no subset selection': {'T': None}}}
     ablations = dict(epochs=1, workers=2, studies=studies)
     (root/'pipelines/ablations/params.yaml').write_text(yaml.safe_dump(ablations))
     rows = [f'toy,triplet,{variant},{seed},{metric},0.{seed + 5}\n' for variant in ('plain', 'wide', 'namr')
             for seed in (0, 1) for metric in ('recall_at_1', 'map_at_r')]
-    (root/'docs/namr.csv').write_text('dataset,loss,variant,seed,metric,value\n' + ''.join(rows))
+    (root/'results/namr.csv').write_text('dataset,loss,variant,seed,metric,value\n' + ''.join(rows))
     rows = [f'toy,9,{embedding},Flat,Flat,{metric},1\n' for embedding in ('sample', 'NAMR')
             for metric in ('build_seconds', 'index_bytes', 'bytes_per_vector', 'recall_at_10', 'queries_per_second')]
-    (root/'docs/index.csv').write_text('dataset,vectors,embedding,index,setting,metric,value\n' + ''.join(rows))
+    (root/'results/index.csv').write_text('dataset,vectors,embedding,index,setting,metric,value\n' + ''.join(rows))
     namr = yaml.safe_load((ROOT/'pipelines/namr/params.yaml').read_text()) | dict(seeds=[3, 4], workers=2)
     namr['train'] |= dict(dim=32, epochs=1, batch_size=20, per_class=5)
     namr['structure'] |= dict(C=5, margin=0.02)
@@ -239,11 +239,11 @@ def test_a_method_is_a_class_and_its_constants(toy, tmp_path):
 
 def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
     own, pipeline = toy.copy(tmp_path/'toy'), 'pipelines/ablations/dvc.yaml'
-    assert not (own.root/'results/ablation.csv').exists()
+    assert not (own.root/'runs/ablation/ablation.csv').exists()
     assert 'None have been run on glyphs' in own.read('results/report.html')
     assert own.would_run(pipeline) == [f'{pipeline}:ablate'] # data and pre-training are there
     own.ok('dvc', 'repro', pipeline)
-    rows = list(csv.DictReader(open(own.root/'results/ablation.csv')))
+    rows = list(csv.DictReader(open(own.root/'runs/ablation/ablation.csv')))
     assert list(rows[0]) == ['dataset', 'study', 'setting', 'seed', 'metric', 'value'] and len(rows) == 4*len(SEEDS)*4
     assert {r['dataset'] for r in rows} == {'glyphs'}
     settings = {('m', '2'), ('m', '3'), ('parts', 'full'), ('parts', 'no subset selection')}
@@ -252,7 +252,7 @@ def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
     for k in ('recall_at_1', 'map_at_r'): assert value['m', '3', k] == value['parts', 'full', k]
     assert len(list((own.scratch/'ablation').iterdir())) == 3*len(SEEDS) # these two are one run
     own.ok('python', '-c', 'from plm.ablation import publish; publish()') # as `make ablations` does
-    kept = own.table('docs/ablation.csv')
+    kept = own.table('results/ablation.csv')
     assert kept[1:] == rows and kept[0]['dataset'] == 'omniglot' # of another data set: left alone
     assert own.would_run(pipeline) == [] and own.would_run() == ['report']
     own.ok('dvc', 'repro')
@@ -272,7 +272,7 @@ def test_namr_runs_when_asked_and_finds_its_place(toy, tmp_path):
     assert own.would_run() == []
     for stage in ('namr_prepare', 'namr_train'): own.ok(*own.notebook(stage, stage, dataset='glyphs'))
     own.ok(*own.notebook('namr_evaluate', 'namr_evaluate'), '-y', 'datasets: [glyphs]')
-    rows = list(csv.DictReader(open(own.root/'results/namr.csv')))
+    rows = list(csv.DictReader(open(own.root/'runs/namr/namr.csv')))
     assert list(rows[0]) == ['dataset', 'loss', 'variant', 'seed', 'metric', 'value']
     assert {r['dataset'] for r in rows} == {'glyphs'}
     runs = {(r['loss'], r['variant'], r['seed']) for r in rows}
@@ -285,11 +285,11 @@ def test_namr_runs_when_asked_and_finds_its_place(toy, tmp_path):
     assert learned['e'].shape == learned['w'].shape == (280, 32) and learned['wide'].shape == (280, 64)
     assert learned['test'].sum() == 80 and abs(learned['w'] - 1).max() > 1e-4
     own.ok(*own.notebook('namr_index', 'namr_index'), '-y', 'sizes: [3000]')
-    index = list(csv.DictReader(open(own.root/'results/index.csv')))
+    index = list(csv.DictReader(open(own.root/'runs/index/index.csv')))
     def found(column): return {r[column] for r in index}
     assert found('embedding') == {'sample', 'NAMR', 'plain wide'} and found('vectors') == {'3000'}
     assert found('index') >= {'Flat', 'IVF', 'HNSW', 'PQ32'}
-    for name in ('namr', 'index'): shutil.copy(own.root/f'results/{name}.csv', own.root/'docs') # as `make namr` does
+    for name in ('namr/namr.csv', 'index/index.csv'): shutil.copy(own.root/'runs'/name, own.root/'results') # as `make namr` does
     assert own.would_run() == ['report']
     own.ok('dvc', 'repro')
     page = own.read('results/report.html')
