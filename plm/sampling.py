@@ -158,7 +158,7 @@ class RandomBatches(_Batches):
         order = torch.randperm(self.n, generator=generator_at(self.seed, 'sampling', self.epoch))
         for b in order.split(self.batch_size)[:len(self)]: yield b.tolist()
 
-# %% ../nbs/02_sampling.ipynb #5eb8632b
+# %% ../nbs/02_sampling.ipynb #9897ec97
 class NeighborhoodBatches(_Batches):
     """Batches of `batch_size / k` random queries, each followed by its `k - 1` nearest others, without repetition
     (PLM's neighborhood sampling). `ValueError` for sizes that do not fit."""
@@ -189,7 +189,7 @@ class NeighborhoodBatches(_Batches):
         self.search = NeighborSearch(z, self.batch_size - 1, **self.options)
         self._divided = divide(self.search) if divide else self.search
 
-    def describe(self) -> dict[str, float]: # neighbour_recall, the measured share of true neighbours, if an index is asked
+    def describe(self) -> dict[str, float]: # neighbour_recall of an index
         return {'neighbour_recall': self.search.recall} if self.search is not None and self.search.cells else {}
 
     def _neighbors(self, queries):

@@ -1,25 +1,28 @@
 "What the processes of test_distributed do: functions that another process can import."
 import os, signal, sys
-from dataclasses import replace
 from pathlib import Path
 import torch
-from plm import sampling, training
+from plm import methods, sampling, training
 from plm.core import generator_at
-from plm.data import load_images
 from plm.distributed import (all_gather, all_reduce_gradients, broadcast, divide, init_processes, own_rows, rank,
                              sync_batchnorm, world_size)
 from plm.encoder import Encoder, embed
-from plm.params import PLMParams, SimCLRParams, STMLParams, TrainParams
+from plm.methods import METHODS, PLM, PLMConstants, SimCLRConstants, STMLConstants
 from plm.sampling import NeighborhoodBatches, NeighborSearch
+from plm.training import TrainConstants
 
 CPU = torch.device('cpu')
-SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving',
-                     epochs=3, batch_size=24)
-CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
-             'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
-             'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9,
-                              visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'],
-                              view='plain', refresh='full')}
+SHARED = TrainConstants(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving',
+                        epochs=3, batch_size=24)
+CONSTANTS = {
+    'simclr': SimCLRConstants(lr=1e-3, temperature=0.1),
+    'stml': STMLConstants(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
+    'plm': PLMConstants(lr=1e-3, k=4, m=2, T=0.9, max_neighbors=23, similarity='piecewise', n_alpha=4., n_beta=0.5,
+                        delta=2., n_proxies=5, terms=['point', 'proxy', 'neighborhood'], gamma=0.9, view='plain',
+                        refresh='full')}
+
+
+def replace(constants, **changes): return type(constants)(**constants.model_dump() | changes)
 
 
 def pictures(n, *address):
@@ -32,20 +35,26 @@ VAL = pictures(12, 'val'), torch.arange(12) % 4 # images and labels
 def same_views(images, g): return images.to(torch.get_default_dtype())/255
 
 
+def train(name, scratch, images=None, shared=SHARED, kind=None, **changes):
+    "A short training; its log."
+    method = (kind or METHODS[name])(Encoder(dim=8), replace(CONSTANTS[name], **changes), 0)
+    return methods.train(method, pictures(50) if images is None else images, VAL, shared, scratch), method
+
+
 def gradients(name, B=24):
     "Loss terms and the gradient of every parameter on one batch, in 64 bits, without augmentation."
     torch.set_default_dtype(torch.float64)
     try:
-        method = training._CLASSES[name](Encoder(dim=8).double(), CONSTANTS[name], 0).double().train()
+        method = METHODS[name](Encoder(dim=8).double(), CONSTANTS[name], 0).double().train()
         sync_batchnorm(method)
         views = 1 if name == 'plm' else 2
         index = torch.arange(B//views)
         rows = own_rows(len(index))
-        training.as_input, before = lambda images: same_views(images, None), training.as_input
-        terms = method(pictures(B//views)[rows], index[rows], lambda images, g: same_views(images, g), None)
-        training.as_input = before
+        methods.as_input, before = lambda images: same_views(images, None), methods.as_input
+        terms = method.step(pictures(B//views)[rows], index[rows], same_views, None)
+        methods.as_input = before
         sum(terms.values()).backward()
-        all_reduce_gradients(method.parameters(), getattr(method, 'whole', ()))
+        all_reduce_gradients(method.parameters(), method.replicated())
         grads = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
         buffers = {k: b for k, b in method.named_buffers() if b.is_floating_point()}
         return {k: v.item() for k, v in terms.items()}, grads, buffers
@@ -66,19 +75,14 @@ def run(name, scratch, stop=None):
     init_processes(CPU)
     torch.set_num_threads(1)
     training.Augment = lambda: same_views
-    encoder, saved = Encoder(dim=8), []
-    real, epochs = training.save_state, []
+    saved, real = [], training.save_state
     def save(state, path):
         real(state, path)
         saved.append(rank())
         if len(state['log']) - 1 == stop: os.kill(os.getpid(), signal.SIGKILL)
     training.save_state = save
-    made = {}
-    Class = training._CLASSES[name]
-    training._CLASSES = {name: lambda *a: made.setdefault('method', Class(*a))}
-    log = training.train(name, encoder, pictures(50), VAL, SHARED,
-                         CONSTANTS[name], 0, scratch)
-    whole = {k: v for k, v in made['method'].state_dict().items()}
+    log, method = train(name, scratch)
+    whole = method.state_dict()
     flat = torch.cat([v.double().flatten() for v in whole.values()])
     everywhere = all_gather(flat[None]) # one row of each process
     return log, whole, (everywhere - everywhere[0]).abs().max().item(), saved
@@ -102,8 +106,7 @@ def wait_forever(file):
 
 def indivisible(scratch):
     init_processes(CPU)
-    training.train('plm', Encoder(dim=8), pictures(50), VAL,
-                   replace(SHARED, batch_size=26), replace(CONSTANTS['plm'], k=2), 0, scratch)
+    train('plm', scratch, shared=replace(SHARED, batch_size=26), k=2)
 
 
 def crowd(n, *address):
@@ -133,7 +136,7 @@ def divided(scratch):
     said, last = None, world_size() - 1
     if last:
         mine = pictures(50, *[rank()]*(rank() == last))
-        try: training.train('plm', Encoder(dim=8), mine, VAL, SHARED, CONSTANTS['plm'], 0, scratch)
+        try: train('plm', scratch, mine)
         except ValueError as e: said = str(e)
     return found, searched, same, said, broadcast({'of': rank()}, last)
 
@@ -142,18 +145,16 @@ def kept(scratch):
     """The embeddings that a short training with `refresh: kept` has kept, those it began with, and whether all have the
     same."""
     init_processes(CPU)
-    before, made = (training.Augment, training._CLASSES), []
-    class Kept(training.PLM):
-        def __init__(self, *a): super().__init__(*a); made.append(self)
-        def begin(self, z, g): made.append(z); super().begin(z, g)
-    training.Augment, training._CLASSES = lambda: same_views, {'plm': Kept}
-    try:
-        training.train('plm', Encoder(dim=8), pictures(50), VAL,
-                       replace(SHARED, epochs=2), replace(CONSTANTS['plm'], refresh='kept'), 0, scratch)
-    finally: training.Augment, training._CLASSES = before
-    method, begun = made
+    before, begun = training.Augment, []
+    class Kept(PLM):
+        def begin(self, z, g):
+            begun.append(z)
+            super().begin(z, g)
+    training.Augment = lambda: same_views
+    try: _, method = train('plm', scratch, shared=replace(SHARED, epochs=2), kind=Kept, refresh='kept')
+    finally: training.Augment = before
     everywhere = all_gather(method.kept[None])
-    return method.kept, begun, bool((everywhere == everywhere[0]).all())
+    return method.kept, begun[0], bool((everywhere == everywhere[0]).all())
 
 
 def everything(names, embed_n, scratch):
@@ -167,20 +168,18 @@ def on_machine(folder):
     init_processes(CPU)
     torch.set_num_threads(1)
     training.Augment = lambda: same_views
-    def train(disk):
-        return training.train('plm', Encoder(dim=8), pictures(50), VAL,
-                              SHARED, CONSTANTS['plm'], 0, f'{folder}/disk{disk}')
-    real, epochs = training._epoch, []
+    def on(disk): return train('plm', f'{folder}/disk{disk}')[0]
+    real, epochs = training._train_epoch, []
     def until_second(*args):
-        epochs.append(args[-2])
+        epochs.append(args[2].epoch)
         if len(epochs) == 2: raise KeyboardInterrupt
         return real(*args)
-    training._epoch = until_second
-    try: train(rank())
+    training._train_epoch = until_second
+    try: on(rank())
     except KeyboardInterrupt: all_gather(torch.zeros(1))
     files = [len(list(Path(folder, f'disk{i}').glob('*.pt'))) for i in range(2)]
     all_gather(torch.zeros(1))
-    log = train(1 - rank())
+    log = on(1 - rank())
     if not rank():
         sizes = dict(world_size=world_size(), local=os.environ['LOCAL_WORLD_SIZE'])
         torch.save(dict(log=log, epochs=epochs, files=files, **sizes), f'{folder}/found.pt')
