@@ -186,10 +186,11 @@ def test_batches_that_cannot_be_fitted(t, words):
 @pytest.mark.parametrize('max_neighbors', [30, 99])
 @pytest.mark.parametrize('seed', range(3))
 def test_few_members_among_many_candidates(max_neighbors, seed):
-    "Points of two arcs in three dimensions: matrices that are empty but for a few rows, on which LAPACK once did not converge."
+    "Two arcs in three dimensions: matrices that are empty but for a few rows, on which LAPACK once did not converge."
     g = generator_at(seed, 'arcs')
     u = torch.linspace(0.4, 3, 50)[:, None]
-    flat = torch.cat([torch.cat([u.cos(), u.sin()], 1), torch.cat([u.cos() - 0.05, 2.16 - u.sin()], 1)])*0.6 - torch.tensor([0., 0.64])
+    two = torch.cat([torch.cat([u.cos(), u.sin()], 1), torch.cat([u.cos() - 0.05, 2.16 - u.sin()], 1)])
+    flat = 0.6*two - torch.tensor([0., 0.64])
     arcs = torch.cat([flat, (1 - flat.square().sum(1, keepdim=True)).clamp(min=0).sqrt()], 1)
     t = unit(arcs + 0.012*torch.randn(arcs.shape, generator=g))
     assert_same(PiecewiseLinearManifold(1, 0.9, max_neighbors)(t), t, 1, 0.9, max_neighbors, 1e-6)

@@ -506,7 +506,8 @@ def clone(tmp_path):
     ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '[0-9]*.ipynb')
     for folder in ('nbs', 'plm'): shutil.copytree(ROOT/folder, root/folder, ignore=ignore)
     for file in ('Makefile', 'dvc.yaml', 'params.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config',
-                 '.dvc/.gitignore', 'requirements.lock', 'pyproject.toml', 'results/ablation.csv', 'results/ablation.json',
+                 '.dvc/.gitignore', 'requirements.lock', 'pyproject.toml', 'results/ablation.csv',
+                  'results/ablation.json',
                  'results/namr.csv', 'results/index.csv'):
         (root/file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/file, root/file)

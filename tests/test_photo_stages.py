@@ -45,7 +45,8 @@ def photos(tmp_path_factory):
     shutil.copytree(ROOT/'nbs/pipeline', root/'nbs/pipeline')
     shutil.copytree(ROOT/'plm', root/'plm', ignore=shutil.ignore_patterns('__pycache__'))
     toy, data = Toy(root, home), root/'runs/data'
-    for folder in ('docs/images', 'results', 'runs/data', 'runs/toy', 'runs/notebooks'): (root/folder).mkdir(parents=True)
+    for folder in ('docs/images', 'results', 'runs/data', 'runs/toy', 'runs/notebooks'):
+        (root/folder).mkdir(parents=True)
     params = yaml.safe_load((ROOT/'params.yaml').read_text())
     params |= dict(dataset='vehicleid', methods=list(METHODS), seeds=[SEED], device='cpu')
     train = dict(backbone='resnet18', weights='none', dim=16, crop=32, precision='float32', norm='moving', epochs=1)

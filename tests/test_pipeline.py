@@ -97,7 +97,8 @@ def toy(tmp_path_factory):
     stages = (root/'dvc.yaml').read_text().replace(f'{command}\n', f'{command} -p steps 4 -p n_seeds 1\n', 1)
     assert '-p n_seeds 1' in stages
     (root/'dvc.yaml').write_text(stages)
-    (root/'results/ablation.csv').write_text('dataset,study,setting,seed,metric,value\nomniglot,m,2,0,recall_at_1,0.5\n')
+    header = 'dataset,study,setting,seed,metric,value\n'
+    (root/'results/ablation.csv').write_text(header + 'omniglot,m,2,0,recall_at_1,0.5\n')
     (root/'results/ablation.json').write_text('{"omniglot": {}}\n')
     studies = {'m': [2, 3], 'parts': {'full': {}, 'no subset selection': {'T': None}}}
     ablations = dict(epochs=1, workers=2, studies=studies)
@@ -289,7 +290,8 @@ def test_namr_runs_when_asked_and_finds_its_place(toy, tmp_path):
     def found(column): return {r[column] for r in index}
     assert found('embedding') == {'sample', 'NAMR', 'plain wide'} and found('vectors') == {'3000'}
     assert found('index') >= {'Flat', 'IVF', 'HNSW', 'PQ32'}
-    for name in ('namr/namr.csv', 'index/index.csv'): shutil.copy(own.root/'runs'/name, own.root/'results') # as `make namr` does
+    for name in ('namr/namr.csv', 'index/index.csv'): # as `make namr` does
+        shutil.copy(own.root/'runs'/name, own.root/'results')
     assert own.would_run() == ['report']
     own.ok('dvc', 'repro')
     page = own.read('results/report.html')
