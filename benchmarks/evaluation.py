@@ -1,8 +1,8 @@
-"""R@K and MAP@R by `retrieval_metrics` against pytorch-metric-learning's AccuracyCalculator (on FAISS), at equal values.
+"""R@K and MAP@R by `retrieval_metrics` against pytorch-metric-learning's AccuracyCalculator (FAISS), at equal values.
 
-The shapes: many small classes as in Stanford Online Products, without and with R@1000; few large classes; one huge class
-among many. A part of `benchmarks/bench.py`, which runs it. `python benchmarks/evaluation.py 20000` prints seconds and
-memory at another size.
+The shapes: many small classes as in Stanford Online Products, without and with R@1000; few large classes; one huge
+class among many. A part of `benchmarks/bench.py`, which runs it. `python benchmarks/evaluation.py 20000` prints seconds
+and memory at another size.
 """
 import multiprocessing, resource, sys, time
 from concurrent.futures import ProcessPoolExecutor
@@ -92,4 +92,4 @@ if __name__ == '__main__':
             with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
                 found.append(process.submit(once, way, shape, int(sys.argv[1])).result())
         (t, m), (their_t, their_m) = found
-        print(f'{shape:24} {t:6.2f} s, {m:.2f} GiB against {their_t:6.2f} s, {their_m:.2f} GiB: {their_t/t:.2f}x', flush=True)
+        print(f'{shape:24} {t:6.2f} s, {m:.2f} GiB against {their_t:6.2f} s, {their_m:.2f} GiB: {their_t/t:.2f}x')

@@ -1,11 +1,11 @@
-"""What neighbourhood sampling costs from 10^4 to 10^6 points: every point searched exactly, only an epoch's queries searched
-exactly, and these by the index of `NeighborSearch`.
+"""What neighbourhood sampling costs from 10^4 to 10^6 points: every point searched exactly, only an epoch's queries
+searched exactly, and these by the index of `NeighborSearch`.
 
 A part of `benchmarks/bench.py`, which runs it. It also writes benchmarks/sampling.csv, with recall and memory, which
-nbs/02_sampling.ipynb draws; a process for each size, so that its memory is its own. The points lie on a curved sheet of 16
-dimensions in 128, in groups of 12, with noise off the sheet: harder for an index than separate clusters, easier than noise
-alone. Exact search is timed on 4,096 queries and multiplied. 99 neighbours are asked, since a batch of 100 may need them
-all. An epoch has a query for each 5 points.
+nbs/02_sampling.ipynb draws; a process for each size, so that its memory is its own. The points lie on a curved sheet of
+16 dimensions in 128, in groups of 12, with noise off the sheet: harder for an index than separate clusters, easier than
+noise alone. Exact search is timed on 4,096 queries and multiplied. 99 neighbours are asked, since a batch of 100 may
+need them all. An epoch has a query for each 5 points.
 """
 import csv, multiprocessing, resource, time
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +18,7 @@ from timing import against
 d, k, group, sheet, sample = 128, 99, 5, 16, 4096
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 KINDS = {'IVF256,Flat': ('nprobe', (16, 32, 64, 128)), 'HNSW16,Flat': ('efSearch', (128, 256, 512)),
-         'IVF256,PQ64x4fs,RFlat(k_factor=4)': ('nprobe', (16, 32, 64, 128))} # each searched until 95 % are found
+         'IVF256,PQ64x4fs,RFlat(k_factor=8)': ('nprobe', (16, 32, 64, 128))} # each searched until 95 % are found
 
 
 def points(n):
@@ -45,7 +45,8 @@ def share(found, true): return (found[:, :, None] == true[:, None]).any(1).doubl
 
 def measure(n):
     "One line of the csv for each way, at this size."
-    torch.set_num_threads(1); faiss.omp_set_num_threads(1)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
     z = points(n)
     asked = torch.randperm(n, generator=generator_at('asked', n))[:sample]
     build, search = timed(lambda: NeighborSearch(z, k, exact_up_to=0))
@@ -64,7 +65,8 @@ def measure(n):
 
 def compare(n):
     "One line for each kind of index, built and searched for an epoch's queries, at the first setting that finds 95 %."
-    torch.set_num_threads(1); faiss.omp_set_num_threads(1)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
     x = points(n)
     x, asked = (x - x.mean(0)).numpy(), torch.randperm(n, generator=generator_at('asked', n))[:1000].numpy()
     flat = faiss.IndexFlatL2(d)
@@ -72,13 +74,14 @@ def compare(n):
     true, lines = torch.from_numpy(flat.search(x[asked], k + 1)[1]), []
     for kind, (knob, values) in KINDS.items():
         index = faiss.index_factory(d, kind.split('(')[0])
-        if 'RFlat' in kind: index.k_factor = 4
+        if 'RFlat' in kind: index.k_factor = 8
         build, _ = timed(lambda: (index.train(x), index.add(x)))
         for value in values:
             faiss.ParameterSpace().set_index_parameter(index, knob, value)
             each, found = timed(lambda: torch.from_numpy(index.search(x[asked], k + 1)[1]))
             if (right := share(found, true)) >= 0.95: break
-        lines.append(dict(way=f'{kind} {knob}={value}', n=n, seconds=build + n/group*each/len(asked), recall=right, cells='', GiB=''))
+        seconds = build + n/group*each/len(asked)
+        lines.append(dict(way=f'{kind} {knob}={value}', n=n, seconds=seconds, recall=right, cells='', GiB=''))
     return lines
 
 
@@ -86,7 +89,8 @@ def rows(device):
     "The rows of this part; the index is FAISS's on the processor, whatever the device. Writes benchmarks/sampling.csv."
     lines = []
     for work, n in [*((measure, n) for n in SIZES), (compare, 100_000)]:
-        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process: lines += process.submit(work, n).result()
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+            lines += process.submit(work, n).result()
     with whole_file(Path(__file__).with_suffix('.csv')) as tmp, open(tmp, 'w', newline='') as f:
         writer = csv.DictWriter(f, ('way', 'n', 'seconds', 'recall', 'cells', 'GiB'), lineterminator='\n')
         writer.writeheader()

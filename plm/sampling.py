@@ -49,7 +49,7 @@ def not_self(
     other[other.all(1), -1] = False
     return other
 
-# %% ../nbs/02_sampling.ipynb #4e6ff496
+# %% ../nbs/02_sampling.ipynb #d1bc812b
 class NeighborSearch:
     """The nearest others of some of the points, by Euclidean distance: exact up to `exact_up_to` points or on a GPU;
     beyond, by an index whose recall is measured, and raised until it is enough. Deterministic, ties included; but
@@ -75,7 +75,7 @@ class NeighborSearch:
         def draw(name, count): return torch.randperm(n, generator=generator_at(name, n))[:count]
         cells = 2**round(math.log2(n)/2) # about the square root of N
         self._index = faiss.index_factory(d, f'IVF{cells},PQ{d if d % 2 else d//2}x4fs,RFlat')
-        self._index.k_factor = max(4, 400//self.k) # how many times as many as asked for are measured in full
+        self._index.k_factor = max(8, 400//self.k) # how many times as many as asked for are measured in full
         ivf = faiss.downcast_index(self._index.base_index)
         ivf.cp.niter, ivf.cp.max_points_per_centroid, ivf.cp.min_points_per_centroid = 10, 40, 1
         self._index.train(self.x[draw('train', max(40*cells, 2**14))].numpy())
@@ -151,7 +151,7 @@ class RandomBatches(_Batches):
         order = torch.randperm(self.n, generator=generator_at(self.seed, 'sampling', self.epoch))
         for b in order.split(self.batch_size)[:len(self)]: yield b.tolist()
 
-# %% ../nbs/02_sampling.ipynb #3cc87f95
+# %% ../nbs/02_sampling.ipynb #ec38feb7
 class NeighborhoodBatches(_Batches):
     """Batches of `batch_size / k` random queries, each followed by its `k - 1` nearest others, without repetition
     (PLM's neighborhood sampling). `ValueError` for sizes that do not fit."""
@@ -166,7 +166,8 @@ class NeighborhoodBatches(_Batches):
         if not 2 <= k < batch_size: raise ValueError(
             f"k = {k} must be at least 2 (for groups of one, use RandomBatches) and below batch_size = {batch_size}.")
         if batch_size % k: raise ValueError(
-            f"batch_size = {batch_size} must be a multiple of k = {k}. Try batch_size={batch_size - batch_size % k or k}.")
+            f"batch_size = {batch_size} must be a multiple of k = {k}. "
+            f"Try batch_size={batch_size - batch_size % k or k}.")
         super().__init__(n, batch_size, seed, n_batches)
         self.k, self.options, self.search = k, options, None
 

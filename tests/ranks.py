@@ -3,23 +3,30 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from plm import evaluation, sampling, training
+from plm import sampling, training
 from plm.core import generator_at
 from plm.data import load_images
-from plm.distributed import gather, join, own_rows, rank, share, size, sum_gradients, synchronise
+from plm.distributed import (all_gather, all_reduce_gradients, broadcast, divide, init_processes, own_rows, rank,
+                             sync_batchnorm, world_size)
 from plm.encoder import Encoder, embed
-from plm.evaluation import places, ranking, retrieval_metrics
 from plm.params import PLMParams, SimCLRParams, STMLParams, TrainParams
-from plm.sampling import NeighborhoodBatches, NeighborSearch, nearest_neighbors
+from plm.sampling import NeighborhoodBatches, NeighborSearch
 
 CPU = torch.device('cpu')
-SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving', epochs=3, batch_size=24)
+SHARED = TrainParams(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving',
+                     epochs=3, batch_size=24)
 CONSTANTS = {'simclr': SimCLRParams(lr=1e-3, temperature=0.1),
              'stml': STMLParams(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
-             'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9, visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'], view='plain', refresh='full')}
+             'plm': PLMParams(lr=1e-3, k=4, m=2, T=0.9, n_alpha=4., n_beta=0.5, delta=2., n_proxies=5, gamma=0.9,
+                              visit=None, similarity='piecewise', terms=['point', 'proxy', 'neighborhood'],
+                              view='plain', refresh='full')}
 
 
-def pictures(n, *address): return torch.randint(0, 256, (n, 1, 24, 24), generator=generator_at('ranks', n, *address), dtype=torch.uint8)
+def pictures(n, *address):
+    return torch.randint(0, 256, (n, 1, 24, 24), generator=generator_at('ranks', n, *address), dtype=torch.uint8)
+
+
+VAL = pictures(12, 'val'), torch.arange(12) % 4 # images and labels
 
 
 def same_views(images, g): return images.to(torch.get_default_dtype())/255
@@ -29,7 +36,8 @@ def gradients(name, B=24):
     "Loss terms and the gradient of every parameter on one batch, in 64 bits, without augmentation."
     torch.set_default_dtype(torch.float64)
     try:
-        method = synchronise(training._CLASSES[name](Encoder('convnet', 8).double(), CONSTANTS[name], 0).double().train())
+        method = training._CLASSES[name](Encoder(dim=8).double(), CONSTANTS[name], 0).double().train()
+        sync_batchnorm(method)
         views = 1 if name == 'plm' else 2
         index = torch.arange(B//views)
         rows = own_rows(len(index))
@@ -37,23 +45,28 @@ def gradients(name, B=24):
         terms = method(pictures(B//views)[rows], index[rows], lambda images, g: same_views(images, g), None)
         training.as_input = before
         sum(terms.values()).backward()
-        sum_gradients(method.parameters(), getattr(method, 'whole', ()))
-        return {k: v.item() for k, v in terms.items()}, {k: p.grad for k, p in method.named_parameters() if p.grad is not None}, {k: b for k, b in method.named_buffers() if b.is_floating_point()}
+        all_reduce_gradients(method.parameters(), getattr(method, 'whole', ()))
+        grads = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
+        buffers = {k: b for k, b in method.named_buffers() if b.is_floating_point()}
+        return {k: v.item() for k, v in terms.items()}, grads, buffers
     finally: torch.set_default_dtype(torch.float32)
 
 
 def many_gradients(names, embed_n=()):
     "The above for several methods, and the embeddings of some numbers of images."
-    join(CPU)
-    return size(), [gradients(name) for name in names], [embed(Encoder('convnet', 8), pictures(n)) for n in embed_n]
+    init_processes(CPU)
+    encoder = Encoder(dim=8)
+    embedded = [divide(lambda rows: embed(encoder, pictures(n)[rows]))(torch.arange(n)) for n in embed_n]
+    return world_size(), [gradients(name) for name in names], embedded
 
 
 def run(name, scratch, stop=None):
-    "A short training, the same views everywhere; killed by its own hand after `stop` epochs. Log, weights of every process, and which of them wrote."
-    join(CPU)
+    """A short training, the same views everywhere; killed by its own hand after `stop` epochs. Log, weights, their
+    greatest difference between processes, and which process wrote."""
+    init_processes(CPU)
     torch.set_num_threads(1)
     training.Augment = lambda: same_views
-    encoder, saved = Encoder('convnet', 8), []
+    encoder, saved = Encoder(dim=8), []
     real, epochs = training.save_state, []
     def save(state, path):
         real(state, path)
@@ -63,79 +76,83 @@ def run(name, scratch, stop=None):
     made = {}
     Class = training._CLASSES[name]
     training._CLASSES = {name: lambda *a: made.setdefault('method', Class(*a))}
-    log = training.train(name, encoder, pictures(50), (pictures(12, 'val'), torch.arange(12) % 4), SHARED, CONSTANTS[name], 0, scratch)
+    log = training.train(name, encoder, pictures(50), VAL, SHARED,
+                         CONSTANTS[name], 0, scratch)
     whole = {k: v for k, v in made['method'].state_dict().items()}
     flat = torch.cat([v.double().flatten() for v in whole.values()])
-    everywhere = gather(flat[None]) # one row of each process
+    everywhere = all_gather(flat[None]) # one row of each process
     return log, whole, (everywhere - everywhere[0]).abs().max().item(), saved
 
 
 def fail(how):
-    if how != 'early': join(CPU)
+    if how != 'early': init_processes(CPU)
     if rank() == 1 or how == 'early' and os.environ['RANK'] == '1':
         if how == 'killed': os.kill(os.getpid(), signal.SIGKILL)
         raise ValueError(f'broken on purpose, {how}')
-    if how == 'early': join(CPU)
-    gather(torch.zeros(1))
+    if how == 'early': init_processes(CPU)
+    all_gather(torch.zeros(1))
 
 
 def wait_forever(file):
     import time
-    join(CPU)
+    init_processes(CPU)
     Path(f'{file}{rank()}').write_text(str(os.getpid()))
     time.sleep(600)
 
 
 def indivisible(scratch):
-    join(CPU)
-    training.train('plm', Encoder('convnet', 8), pictures(50), (pictures(12, 'val'), torch.arange(12) % 4), replace(SHARED, batch_size=26), replace(CONSTANTS['plm'], k=2), 0, scratch)
+    init_processes(CPU)
+    training.train('plm', Encoder(dim=8), pictures(50), VAL,
+                   replace(SHARED, batch_size=26), replace(CONSTANTS['plm'], k=2), 0, scratch)
 
 
-def crowd(n, *address): return torch.nn.functional.normalize(torch.randn(n, 12, generator=generator_at('crowd', n, *address)))
+def crowd(n, *address):
+    return torch.nn.functional.normalize(torch.randn(n, 12, generator=generator_at('crowd', n, *address)))
 
 
 def divided(scratch):
-    "What is searched and ranked: batches, measured recall, figures; how many rows each process searched; whether all processes have the same; what is said of a process that begins otherwise."
-    join(CPU)
+    """What is searched: batches and measured recall; how many rows each process searched at first; whether all have the
+    same; what is said of a process that begins otherwise."""
+    init_processes(CPU)
     torch.set_num_threads(1)
-    found, asked, real, blocks = {}, [], NeighborSearch._search, (sampling._block, evaluation._block)
-    NeighborSearch._search = lambda self, index, rows, k: asked.append(len(rows)) or real(self, index, rows, k)
+    found, asked, real, block = {}, [], NeighborSearch.__call__, sampling._block
+    NeighborSearch.__call__ = lambda self, rows: asked.append(len(rows)) or real(self, rows)
     try:
-        for name, n, block, how in (('at once', 203, 2**14, {}), ('later', 203, 50, {}), ('index', 900, 60, dict(exact_up_to=100, enough=0.5)), ('index of no use', 900, 60, dict(exact_up_to=100, enough=1.01))):
-            sampling._block = block
-            batches = NeighborhoodBatches(n, 20, 4, **how)
-            batches.refresh(crowd(n))
+        for name, n, sampling._block, options in (('at once', 203, 2**14, {}), ('later', 203, 50, {}),
+                                                  ('index', 900, 60, dict(exact_up_to=100, enough=0.5)),
+                                                  ('index of no use', 900, 60, dict(exact_up_to=100, enough=1.01))):
+            batches = NeighborhoodBatches(n, 20, 4, **options)
+            batches.refresh(crowd(n), divide)
             found[name] = torch.tensor([*batches, *(batches.set_epoch(1) or batches)])
-            found[f'{name}: recall'] = torch.tensor([batches.search.recall, *(batches.search.cells or ())], dtype=torch.double)
-            if name == 'at once': searched = gather(torch.tensor([sum(asked)])).tolist()
-        found['two points'] = nearest_neighbors(crowd(2), 1) # fewer than three processes
-    finally: NeighborSearch._search, sampling._block = real, blocks[0]
-    z, labels = crowd(61, 'labelled'), torch.arange(61) % 7
-    z[40:] = z[:21] # copies
-    evaluation._block = 8
-    found |= {'ranking': ranking(z, 5), 'gallery': ranking(z[:20], 4, z[20:]), 'ranking of two': ranking(z[:2], 1), 'places': places(z, labels, 30)}
-    for rounds in (None, {'small': [(range(10), range(10, 61)), (range(5, 20), range(20, 61))]}): found[f'figures {rounds}'] = torch.tensor(list(retrieval_metrics(z, labels, rounds=rounds).values()), dtype=torch.double)
-    evaluation._block = blocks[1]
-    same = all((everywhere == everywhere[0]).all() for x in found.values() for everywhere in [gather(x[None])])
-    said = None
-    if size() > 1:
-        try: training.train('plm', Encoder('convnet', 8), pictures(50, *[rank()]*(rank() == size() - 1)), (pictures(12, 'val'), torch.arange(12) % 4), SHARED, CONSTANTS['plm'], 0, scratch)
+            measured = [batches.search.recall, *(batches.search.cells or ())]
+            found[f'{name}: recall'] = torch.tensor(measured, dtype=torch.double)
+        found['two points'] = divide(NeighborSearch(crowd(2), 1))(torch.arange(2)) # fewer than three processes
+    finally: NeighborSearch.__call__, sampling._block = real, block
+    searched = all_gather(torch.tensor(asked[:1])).tolist()
+    same = all((everywhere == everywhere[0]).all() for x in found.values() for everywhere in [all_gather(x[None])])
+    said, last = None, world_size() - 1
+    if last:
+        mine = pictures(50, *[rank()]*(rank() == last))
+        try: training.train('plm', Encoder(dim=8), mine, VAL, SHARED, CONSTANTS['plm'], 0, scratch)
         except ValueError as e: said = str(e)
-    return found, searched, same, said, share({'of': rank()}, size() - 1)
+    return found, searched, same, said, broadcast({'of': rank()}, last)
 
 
 def kept(scratch):
-    "The embeddings that a short training with `refresh: kept` has kept, those it began with, and whether all processes have the same."
-    join(CPU)
+    """The embeddings that a short training with `refresh: kept` has kept, those it began with, and whether all have the
+    same."""
+    init_processes(CPU)
     before, made = (training.Augment, training._CLASSES), []
     class Kept(training.PLM):
         def __init__(self, *a): super().__init__(*a); made.append(self)
         def begin(self, z, g): made.append(z); super().begin(z, g)
     training.Augment, training._CLASSES = lambda: same_views, {'plm': Kept}
-    try: training.train('plm', Encoder('convnet', 8), pictures(50), (pictures(12, 'val'), torch.arange(12) % 4), replace(SHARED, epochs=2), replace(CONSTANTS['plm'], refresh='kept'), 0, scratch)
+    try:
+        training.train('plm', Encoder(dim=8), pictures(50), VAL,
+                       replace(SHARED, epochs=2), replace(CONSTANTS['plm'], refresh='kept'), 0, scratch)
     finally: training.Augment, training._CLASSES = before
     method, begun = made
-    everywhere = gather(method.kept[None])
+    everywhere = all_gather(method.kept[None])
     return method.kept, begun, bool((everywhere == everywhere[0]).all())
 
 
@@ -145,11 +162,14 @@ def everything(names, embed_n, scratch):
 
 
 def on_machine(folder):
-    "Training on machines that share no disk: broken off in the second epoch, and taken up again with the machines numbered the other way round. Then process 1 dies."
-    join(CPU)
+    """Training on machines that share no disk: broken off in the second epoch, and taken up again with the machines
+    numbered the other way round. Then process 1 dies."""
+    init_processes(CPU)
     torch.set_num_threads(1)
     training.Augment = lambda: same_views
-    def train(disk): return training.train('plm', Encoder('convnet', 8), pictures(50), (pictures(12, 'val'), torch.arange(12) % 4), SHARED, CONSTANTS['plm'], 0, f'{folder}/disk{disk}')
+    def train(disk):
+        return training.train('plm', Encoder(dim=8), pictures(50), VAL,
+                              SHARED, CONSTANTS['plm'], 0, f'{folder}/disk{disk}')
     real, epochs = training._epoch, []
     def until_second(*args):
         epochs.append(args[-2])
@@ -157,14 +177,16 @@ def on_machine(folder):
         return real(*args)
     training._epoch = until_second
     try: train(rank())
-    except KeyboardInterrupt: gather(torch.zeros(1))
+    except KeyboardInterrupt: all_gather(torch.zeros(1))
     files = [len(list(Path(folder, f'disk{i}').glob('*.pt'))) for i in range(2)]
-    gather(torch.zeros(1))
+    all_gather(torch.zeros(1))
     log = train(1 - rank())
-    if not rank(): torch.save(dict(log=log, epochs=epochs, files=files, size=size(), local=os.environ['LOCAL_WORLD_SIZE']), f'{folder}/found.pt')
-    gather(torch.zeros(1))
+    if not rank():
+        sizes = dict(world_size=world_size(), local=os.environ['LOCAL_WORLD_SIZE'])
+        torch.save(dict(log=log, epochs=epochs, files=files, **sizes), f'{folder}/found.pt')
+    all_gather(torch.zeros(1))
     if rank() == 1: os.kill(os.getpid(), signal.SIGKILL)
-    gather(torch.zeros(1))
+    all_gather(torch.zeros(1))
 
 
 if __name__ == '__main__': on_machine(sys.argv[1])

@@ -15,11 +15,13 @@ def ranking(z, k):
 def gallery_ranking(queries, gallery, k):
     "Nearest k of the gallery for every query; among equals, the lower number first."
     queries, gallery = np.asarray(queries, dtype=np.float64), np.asarray(gallery, dtype=np.float64)
-    return np.array([[j for _, j in sorted((((q - gallery[j])**2).sum(), j) for j in range(len(gallery)))[:k]] for q in queries])
+    return np.array([[j for _, j in sorted((((q - gallery[j])**2).sum(), j) for j in range(len(gallery)))[:k]]
+                     for q in queries])
 
 
 def gallery_recall(z, labels, queries, gallery, k):
-    "Share of queries with their class among the nearest k of the gallery, of those whose class it holds; `queries` and `gallery` are numbers of images."
+    """Share of queries with their class among the nearest k of the gallery, of those whose class it holds; `queries`
+    and `gallery` are numbers of images."""
     hits = []
     for q, near in zip(queries, gallery_ranking(z[queries], z[gallery], k)):
         if any(labels[g] == labels[q] for g in gallery): hits.append(any(labels[gallery[j]] == labels[q] for j in near))
@@ -70,7 +72,8 @@ def nmi(a, b):
 
 
 def label_purity(batches):
-    "`batches`: pairs of (groups as lists of lists, labels). Over all points with somebody else inside, the mean share of their own label."
+    """`batches`: pairs of (groups as lists of lists, labels). Over all points with somebody else inside, the mean share
+    of their own label."""
     shares = []
     for groups, labels in batches:
         for i in range(len(labels)):
@@ -80,8 +83,9 @@ def label_purity(batches):
 
 
 def pairs(batches):
-    "`batches`: pairs of (similarity, labels). The similarity, and 1 for same class or 0, of every pair i < j within a batch."
-    found = [(s[i][j], float(labels[i] == labels[j])) for s, labels in batches for i in range(len(labels)) for j in range(i+1, len(labels))]
+    "`batches`: pairs of (similarity, labels). Similarity, and 1 for same class or 0, of each pair i < j in a batch."
+    found = [(s[i][j], float(labels[i] == labels[j])) for s, labels in batches for i in range(len(labels))
+             for j in range(i+1, len(labels))]
     return [x for x, _ in found], [y for _, y in found]
 
 

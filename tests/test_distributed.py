@@ -7,7 +7,8 @@ from plm.distributed import (all_gather, all_reduce_gradients, broadcast, divide
                              world_size)
 
 
-TESTS = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]) # so that processes can import `ranks`
+# so that processes can import `ranks`
+TESTS = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +17,10 @@ def importable(monkeypatch): monkeypatch.setenv('PYTHONPATH', TESTS)
 
 def test_alone_nothing_changes():
     x, net = torch.rand(5, 2), torch.nn.BatchNorm2d(3)
-    assert all_gather(x) is x and own_rows(5) == slice(0, 5) and (rank(), world_size()) == (0, 1) and type(sync_batchnorm(net)) is torch.nn.BatchNorm2d
+    assert all_gather(x) is x and broadcast(x, 0) is x and own_rows(5) == slice(0, 5)
+    assert (rank(), world_size()) == (0, 1)
+    assert type(sync_batchnorm(net)) is torch.nn.BatchNorm2d
+    assert torch.equal(divide(lambda rows: x[rows])(torch.tensor([3, 1])), x[[3, 1]])
     with pytest.raises(ValueError, match='process 0 of 1 has 6 of 6 rows, got 5'): all_gather(x, 6)
     p = torch.nn.Parameter(x)
     p.grad = x.clone()
@@ -28,7 +32,8 @@ def test_normalisation_that_cannot_be_shared_is_refused(monkeypatch):
     from plm import distributed
     class Own(torch.nn.BatchNorm2d): pass
     monkeypatch.setattr(distributed, 'world_size', lambda: 2)
-    with pytest.raises(ValueError, match='Own of this network cannot be shared.*launch: single'): sync_batchnorm(torch.nn.Sequential(torch.nn.BatchNorm2d(2), Own(3)))
+    with pytest.raises(ValueError, match='Own of this network cannot be shared.*launch: single'):
+        sync_batchnorm(torch.nn.Sequential(torch.nn.BatchNorm2d(2), Own(3)))
     assert type(sync_batchnorm(torch.nn.Sequential(torch.nn.BatchNorm2d(2)))[0]) is distributed._BatchNorm
 
 
@@ -44,7 +49,8 @@ def test_rows_are_shared_out_once(monkeypatch):
             assert sum(rows, []) == list(range(n)) and max(map(len, rows)) - min(map(len, rows)) <= 1
 
 
-@pytest.fixture(scope='module', params=[(2, ('plm', 'stml', 'simclr'), (1, 5, 8)), (3, ('plm',), (2, 7))], ids='{0[0]} processes'.format)
+@pytest.fixture(scope='module', params=[(2, ('plm', 'stml', 'simclr'), (1, 5, 8)), (3, ('plm',), (2, 7))],
+                ids='{0[0]} processes'.format)
 def started(request, tmp_path_factory):
     "What one process finds, and several: started once for the tests below."
     processes, *what, folder = *request.param, tmp_path_factory.mktemp('started')
@@ -64,12 +70,14 @@ def test_gradients_and_embeddings_are_those_of_one_process(started):
     for a, b in zip(z, z_, strict=True): torch.testing.assert_close(b, a, rtol=0, atol=1e-5)
 
 
-def test_searches_and_figures_are_divided_and_those_of_one_process(started):
+def test_searches_are_divided_and_those_of_one_process(started):
     processes, _, (_, (one, by_one, *_), _), (_, (several, searched, same, said, shared), _) = started
     assert by_one == [203] and sum(searched) == 203 and max(searched) - min(searched) <= 1 and same
-    assert len(one['index: recall']) == 3 and one['index: recall'][0] < 1 and one['index of no use: recall'].tolist() == [1] # an index was used, and one was not
+    assert len(one['index: recall']) == 3 and one['index: recall'][0] < 1 # an index was used
+    assert one['index of no use: recall'].tolist() == [1] # and here was not
     for name in one: assert torch.equal(one[name], several[name]), name
-    assert f'process {processes - 1} of {processes} has other images, weights, constants or code than process 0' in said and shared == {'of': processes - 1}
+    assert f'process {processes - 1} of {processes} has other images, weights, constants or code than process 0' in said
+    assert shared == {'of': processes - 1}
 
 
 def test_all_processes_keep_the_embeddings_of_the_whole_batch(started):
@@ -100,10 +108,13 @@ def test_a_killed_run_of_two_is_resumed_by_three(tmp_path, alone):
     for a, b in zip(alone, log, strict=True): assert b == pytest.approx(a, rel=2e-3)
 
 
-@pytest.mark.parametrize('how, words', [('early', 'ValueError: broken on purpose, early'), ('late', 'ValueError: broken on purpose, late'), ('killed', 'Signal 9')])
+@pytest.mark.parametrize('how, words',
+                         [('early', 'ValueError: broken on purpose, early'),
+                         ('late', 'ValueError: broken on purpose, late'), ('killed', 'Signal 9')])
 def test_one_that_fails_ends_all_and_is_named(how, words):
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match=f'process 1 of 2 failed, and the others were ended: {words}'): spawn(ranks.fail, 2, how)
+    with pytest.raises(RuntimeError, match=f'process 1 of 2 failed, and the others were ended: {words}'):
+        spawn(ranks.fail, 2, how)
     assert time.monotonic() - began < 60 # the others do not wait for the time limit of ten minutes
 
 
@@ -111,25 +122,32 @@ def test_two_machines_without_a_common_disk(tmp_path, alone):
     with socket.socket() as s:
         s.bind(('localhost', 0))
         port = s.getsockname()[1]
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc-per-node=1', '--rdzv-backend=c10d', f'--rdzv-endpoint=localhost:{port}', '--rdzv-id=two', '--local-addr=localhost', ranks.__file__, tmp_path]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc-per-node=1',
+               '--rdzv-backend=c10d', f'--rdzv-endpoint=localhost:{port}', '--rdzv-id=two', '--local-addr=localhost',
+               ranks.__file__, tmp_path]
     began = time.monotonic()
     launchers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     try: said = [launcher.communicate(timeout=100)[1] for launcher in launchers]
     finally:
         for launcher in launchers: launcher.kill()
     found = torch.load(tmp_path/'found.pt', weights_only=True)
-    assert (found['world_size'], found['local'], found['files'], found['epochs']) == (2, '1', [1, 0], [0, 1, 1, 2]) # taken up after the first epoch, from the disk of the machine that is number 1 now
+    # taken up after the first epoch, from the disk of the machine that is number 1 now
+    assert (found['world_size'], found['local'], found['files'], found['epochs']) == (2, '1', [1, 0], [0, 1, 1, 2])
     for a, b in zip(alone, found['log'], strict=True): assert b == pytest.approx(a, rel=2e-3)
     assert not list(tmp_path.rglob('*.pt'))[1:] # the checkpoints are gone, on both machines
-    assert all(launcher.returncode for launcher in launchers) and any('Signal 9' in text for text in said) and time.monotonic() - began < 60 # one machine's end is the end of the other
+    # one machine's end is the end of the other
+    assert all(launcher.returncode for launcher in launchers) and any('Signal 9' in text for text in said)
+    assert time.monotonic() - began < 60
 
 
 def test_a_batch_that_cannot_be_shared(tmp_path):
-    with pytest.raises(RuntimeError, match='batch_size = 26 cannot be shared equally by 2 processes.*multiple of 4'): spawn(ranks.indivisible, 2, tmp_path)
+    with pytest.raises(RuntimeError, match='batch_size = 26 cannot be shared equally by 2 processes.*multiple of 4'):
+        spawn(ranks.indivisible, 2, tmp_path)
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):
-    code = f"import ranks\nfrom plm.distributed import spawn\nif __name__ == '__main__': spawn(ranks.wait_forever, 2, {str(tmp_path/'pid')!r})"
+    call = f"spawn(ranks.wait_forever, 2, {str(tmp_path/'pid')!r})"
+    code = f"import ranks\nfrom plm.distributed import spawn\nif __name__ == '__main__': {call}"
     (tmp_path/'start.py').write_text(code)
     parent = subprocess.Popen([sys.executable, tmp_path/'start.py'])
     pids = [tmp_path/f'pid{r}' for r in range(2)]
@@ -137,7 +155,8 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     parent.kill()
     parent.wait()
     for _ in range(100):
-        alive = [p for p in pids if Path(f'/proc/{p.read_text()}').exists() and 'Z' not in Path(f'/proc/{p.read_text()}/stat').read_text().split()[2]]
+        alive = [p for p in pids if Path(f'/proc/{p.read_text()}').exists()
+                 and 'Z' not in Path(f'/proc/{p.read_text()}/stat').read_text().split()[2]]
         if not alive: break
         time.sleep(0.1)
     assert not alive

@@ -77,7 +77,8 @@ def test_result_is_on_the_device_of_the_points():
 
 @pytest.mark.parametrize('z, k, says', [
     (torch.zeros(5, 2), 5, 'N - 1 = 4'), (torch.zeros(5, 2), 0, 'between 1'), (torch.zeros(0, 2), 1, 'N = 0'),
-    (torch.zeros(5), 1, 'shape'), (torch.full((5, 2), float('nan')), 1, 'NaN'), (torch.full((5, 2), float('inf')), 1, 'infinite')])
+    (torch.zeros(5), 1, 'shape'), (torch.full((5, 2), float('nan')), 1, 'NaN'),
+    (torch.full((5, 2), float('inf')), 1, 'infinite')])
 def test_neighbors_refuse(z, k, says):
     with pytest.raises(ValueError, match=says): nearest_neighbors(z, k)
 
@@ -111,14 +112,16 @@ def sheet(n, d, seed=0):
 
 def recall(found, true): return (found[:, :, None] == true[:, None]).any(2).double().mean().item()
 
-@pytest.mark.parametrize('d, k, enough', [(16, 25, 0.95), (9, 5, 0.8), (1, 3, 0.9)]) # 9 and 1: odd, each coordinate has a code of its own
+# 9 and 1: odd, each coordinate has a code of its own
+@pytest.mark.parametrize('d, k, enough', [(16, 25, 0.95), (9, 5, 0.8), (1, 3, 0.9)])
 def test_an_index_keeps_its_promise(d, k, enough):
     z = sheet(4000, d)
     true, rows = nearest_neighbors(z, k), torch.arange(4000)
     search = NeighborSearch(z, k, exact_up_to=3999, enough=enough)
     found = search(rows)
     assert search.recall >= enough and abs(recall(found, true) - search.recall) < 0.03
-    assert (found != rows[:, None]).all() and all(len(set(row)) == k for row in found.tolist()) and found.dtype == torch.int64
+    assert (found != rows[:, None]).all() and all(len(set(row)) == k for row in found.tolist())
+    assert found.dtype == torch.int64
     assert torch.equal(search(rows[7:99]), found[7:99]) # whoever else is asked about
     assert torch.equal(search._exact(rows[:50]), true[:50])
     if d > 1: assert search.cells[0] < search.cells[1] and not torch.equal(found, true) # else this tests no index
@@ -180,7 +183,8 @@ def test_random_batches_refuse(n, b):
     with pytest.raises(ValueError, match='between 1 and n'): RandomBatches(n, b)
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(2, 6), st.integers(2, 6), st.integers(0, 60), st.integers(0, 999), kinds, st.sampled_from([None, 1, 30]))
+@given(st.integers(2, 6), st.integers(2, 6), st.integers(0, 60), st.integers(0, 999), kinds,
+       st.sampled_from([None, 1, 30]))
 def test_neighborhood_batches(k, groups, extra, seed, kind, n_batches):
     b = k*groups
     n = b + extra
@@ -200,7 +204,8 @@ def test_neighborhood_batches(k, groups, extra, seed, kind, n_batches):
         if b*2 <= n: assert len(queries) == len(set(queries))
     assert list(s) == batches
 
-@pytest.mark.parametrize('n, n_batches, seed', [(1000, None, 0), (1000, 23, 1), (130, 4, 2)]) # 23: more than a pass; 130: queries wait
+# 23: more than a pass; 130: queries wait
+@pytest.mark.parametrize('n, n_batches, seed', [(1000, None, 0), (1000, 23, 1), (130, 4, 2)])
 def test_searching_for_the_next_queries_gives_the_batches_of_a_whole_table(monkeypatch, n, n_batches, seed):
     z, searched = cloud(n, 5, seed, 'normal'), []
     def counting(search): return lambda rows: searched.append(len(rows)) or search(rows)
@@ -214,7 +219,8 @@ def test_searching_for_the_next_queries_gives_the_batches_of_a_whole_table(monke
     assert searched == [n]
     for block in (1, 64, n - 1):
         assert batches(block) == whole
-        assert len(searched) > (block < 100) and max(searched) <= min(block, (n_batches or n//100)*20) + 20 # waiting ones are asked as well
+        # waiting ones are asked as well
+        assert len(searched) > (block < 100) and max(searched) <= min(block, (n_batches or n//100)*20) + 20
 
 @pytest.mark.parametrize('kind', ['one place', 'copies', 'lattice', 'outlier'])
 def test_batches_of_many_points_are_distinct_whatever_the_ties(monkeypatch, kind):
@@ -235,7 +241,8 @@ def test_batches_by_an_index_are_mostly_those_of_exact_search(monkeypatch):
 
 @pytest.mark.parametrize('seed', range(8))
 def test_queries_that_had_to_wait_come_later(seed):
-    s = NeighborhoodBatches(60, 30, 5, seed, n_batches=9) # 54 of 60 points are queries; half of the points are in each batch, so many have to wait
+    # 54 of 60 points are queries; half of the points are in each batch, so many have to wait
+    s = NeighborhoodBatches(60, 30, 5, seed, n_batches=9)
     s.refresh(cloud(60, 3, seed, 'normal'))
     queries = [batch[at] for batch in s for at in range(0, 30, 5)]
     assert len(set(queries)) == 54
@@ -274,7 +281,8 @@ def test_neighborhood_batches_refuse(kwargs, says):
 
 def test_every_search_of_an_epoch_is_divided(monkeypatch):
     monkeypatch.setattr(plm.sampling, '_block', 64)
-    def wrong(search): return lambda rows: (rows[:, None] + torch.arange(1, 100)) % 200 # what another process would answer
+    # what another process would answer
+    def wrong(search): return lambda rows: (rows[:, None] + torch.arange(1, 100)) % 200
     s = NeighborhoodBatches(200)
     s.refresh(cloud(200, 4, 0, 'normal'), wrong)
     for batch in s: assert batch[1:5] == [(batch[0] + i) % 200 for i in range(1, 5)]
