@@ -129,6 +129,7 @@ d = { 'settings': {'doc_baseurl': '/plm', 'doc_host': 'https://plm.github.io', '
                                  'plm.distributed._Sum': ('distributed.html#_sum', 'plm/distributed.py'),
                                  'plm.distributed._Sum.backward': ('distributed.html#_sum.backward', 'plm/distributed.py'),
                                  'plm.distributed._Sum.forward': ('distributed.html#_sum.forward', 'plm/distributed.py'),
+                                 'plm.distributed._disconnect': ('distributed.html#_disconnect', 'plm/distributed.py'),
                                  'plm.distributed._quiet_torchrun': ('distributed.html#_quiet_torchrun', 'plm/distributed.py'),
                                  'plm.distributed._work': ('distributed.html#_work', 'plm/distributed.py'),
                                  'plm.distributed.all_gather': ('distributed.html#all_gather', 'plm/distributed.py'),
