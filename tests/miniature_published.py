@@ -1,4 +1,4 @@
-"""The five published sets in miniature: archives in exactly the official layouts, a few classes of tiny JPEGs.
+"""The published sets and groceries in miniature: archives in exactly the official layouts, a few classes of tiny JPEGs.
 
 `write_archives` returns the record that fits."""
 import hashlib, io, tarfile, zipfile
@@ -96,19 +96,54 @@ def vehicleid():
                                       for i in images[v]}}}
 
 
-CONTENTS = {'cub200': cub200, 'cars196': cars196, 'sop': sop, 'inshop': inshop, 'vehicleid': vehicleid}
+def grocery(classes=6):
+    names = [f'Sort-{c:x}' for c in range(classes)]
+    pairs = {part: [(f'{part}/{"Fruit" if c < 3 else "Packages"}/{name}/{name}_{i:03d}.jpg', c)
+                    for c, name in enumerate(names) for i in range(1, n + 1) if part != 'val' or c != 5]
+             for part, n in (('train', 2), ('val', 1), ('test', 2))} # as in the real set, not every class has val images
+    files = [f for part in pairs.values() for f, _ in part]
+    header = 'Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),Icon,Description'
+    rows = [header, *(f'{name},{c},Sort,{c//3},/i.jpg,/d.txt' for c, name in enumerate(names))]
+    of = {'LICENSE': b'MIT License',
+          'dataset/classes.csv': '\r\n'.join(rows).encode(),
+          **{f'dataset/{part}.txt': text(*(f'{f}, {c}, {c//3}' for f, c in listed)) for part, listed in pairs.items()},
+          **{f'dataset/{f}': jpeg(400 + n) for n, f in enumerate(files)}}
+    others = {'README.md': b'# Grocery', 'dataset/iconic-images-and-descriptions/i.jpg': jpeg(399),
+              f'dataset/{Path(files[0]).parent}/not-listed.jpg': jpeg(398)}
+    return {'GroceryStoreDataset-master.zip': {f'GroceryStoreDataset-master/{f}': b for f, b in (of | others).items()}}
+
+
+def sums_of_grocery(contents):
+    "What plm/web/grocery.sha256 says of the real set: a line for each list, and one for each folder of listed images."
+    members, = contents.values()
+    files = {f.partition('/')[2]: data for f, data in members.items()}
+    def sha256(data): return hashlib.sha256(data).hexdigest()
+    listed = [f'dataset/{line.split(b",")[0].decode()}' for part in ('train', 'val', 'test')
+              for line in files[f'dataset/{part}.txt'].splitlines()]
+    lines = [f'{sha256(files[f])}  {f}' for f in ('LICENSE', 'dataset/classes.csv', 'dataset/train.txt',
+                                                  'dataset/val.txt', 'dataset/test.txt')]
+    for folder in sorted({str(Path(f).parent) for f in listed}):
+        own = sorted(f for f in listed if str(Path(f).parent) == folder)
+        lines.append(f"{sha256(text(*(f'{sha256(files[f])}  {Path(f).name}' for f in own)))}  {folder}/")
+    return '\n'.join(lines) + '\n'
+
+
+CONTENTS = {'cub200': cub200, 'cars196': cars196, 'sop': sop, 'inshop': inshop, 'vehicleid': vehicleid,
+            'grocery': grocery}
 EXPECTED = {'cub200': dict(classes=(3, 3), images=(9, 9)), 'cars196': dict(classes=(3, 3), images=(9, 9)),
             'sop': dict(classes=(4, 3), images=(10, 8)),
             'inshop': dict(classes=(4, 3), images=(16, 12)),
             'vehicleid': dict(classes=(3, None),
                               galleries={'small': ('test_list_800.txt', 2), 'medium': ('test_list_1600.txt', 3),
-                                         'large': ('test_list_2400.txt', 5)})}
+                                         'large': ('test_list_2400.txt', 5)}),
+            'grocery': dict(classes=(3, 3), images=(15, 14))}
 
 
 def write_archives(name, folder, contents=None):
     """Write the archives of a set into `folder`; return its record with the numbers of the miniature.
 
-    Where the official sums are known, it has its own."""
+    Where the official sums are known, it has its own. Those of the files of `grocery` are the right ones, whatever the
+    contents."""
     contents, folder = contents or CONTENTS[name](), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     archives = []
@@ -118,14 +153,19 @@ def write_archives(name, folder, contents=None):
         else: (write_tgz if path.suffix == '.tgz' else write_zip)(path, what)
         md5 = hashlib.md5(path.read_bytes()).hexdigest()
         archives.append(replace(a, size=a.size and path.stat().st_size, checksum=a.checksum and f'md5:{md5}'))
-    return replace(PUBLISHED[name], archives=tuple(archives), **EXPECTED[name])
+    more = EXPECTED[name]
+    if PUBLISHED[name].sums:
+        sums = folder.parent/f'{name}.sha256'
+        sums.write_text(sums_of_grocery(CONTENTS[name]()))
+        more = more | {'sums': sums}
+    return replace(PUBLISHED[name], archives=tuple(archives), **more)
 
 
 def write_unpacked(name, folder, contents=None):
-    "The same, as it lies on disk after unpacking."
+    "The same, as it lies on disk after unpacking (`grocery` without the folder around it, and with files of no use)."
     for archive, what in (contents or CONTENTS[name]()).items():
         for member, data in (what.items() if isinstance(what, dict) else [(archive, what)]):
-            path = Path(folder)/member
+            path = Path(folder)/(member.partition('/')[2] if name == 'grocery' else member)
             (path if data is None else path.parent).mkdir(parents=True, exist_ok=True)
             if data is not None: path.write_bytes(data)
     return Path(folder)

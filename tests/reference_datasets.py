@@ -31,6 +31,12 @@ def split_slowly(name, root, train_classes):
             file, item, status = line.split()
             row = (f'{root}/{file}', item, '' if status == 'train' else status)
             sides['train' if status == 'train' else 'test'].append(row)
+    elif name == 'grocery':
+        for part in ('train', 'val', 'test'):
+            for line in open(root/f'dataset/{part}.txt'):
+                file, cls, _ = line.split(', ')
+                row = next(l for l in open(root/'dataset/classes.csv').read().split('\n')[1:] if l.split(',')[1] == cls)
+                sides['test' if int(cls) % 2 else 'train'].append((f'{root}/dataset/{file}', row.split(',')[0], ''))
     else:
         lists = {'train': ['train_list'], 'test': ['test_list_800', 'test_list_1600', 'test_list_2400']}
         for side in sides:

@@ -10,7 +10,7 @@ from plm.core import Constants, read_constants
 from plm.datasets import (DATASETS, PHOTOS, PUBLISHED, SPLITS, Split, draw_gallery, fetch_published, load_images,
                           load_labels, load_rounds, make_dataset, photo_splits, published_splits, recall_ks,
                           save_photos, save_splits)
-from miniature_published import CONTENTS, write_archives, write_unpacked
+from miniature_published import CONTENTS, write_archives, write_unpacked, write_zip
 from reference_datasets import draw_slowly, split_slowly
 
 NAMES = list(PUBLISHED)
@@ -35,7 +35,7 @@ def files_in(folder): return sorted(p.name for p in folder.iterdir())
 # ---- records
 
 def test_records_are_the_published_ones():
-    assert NAMES == ['cub200', 'cars196', 'sop', 'inshop', 'vehicleid']
+    assert NAMES == ['cub200', 'cars196', 'sop', 'inshop', 'vehicleid', 'grocery']
     assert {p.ks for p in PUBLISHED.values()} == {(1, 2, 4, 8), (1, 10, 100, 1000), (1, 10, 20, 30), (1, 5)}
     assert PUBLISHED['sop'].classes == (11318, 11316) and PUBLISHED['sop'].images == (59551, 60502)
     assert sum(PUBLISHED['sop'].images) == 120053
@@ -46,7 +46,7 @@ def test_records_are_the_published_ones():
             kind, _, digits = (a.checksum or 'none:').partition(':')
             assert len(digits) == {'md5': 32, 'sha256': 64, 'none': 0}[kind]
     # the others ask for an agreement, or are gone
-    assert [n for n, p in PUBLISHED.items() if p.archives[0].url] == ['cub200', 'sop']
+    assert [n for n, p in PUBLISHED.items() if p.archives[0].url] == ['cub200', 'sop', 'grocery']
 
 
 # ---- splits
@@ -197,8 +197,7 @@ def test_what_pytorch_metric_learning_fetches_is_not_checked(tmp_path, monkeypat
 def test_a_missing_list_or_image_is_named(tmp_path, monkeypatch, name):
     monkeypatch.setitem(PUBLISHED, name, write_archives(name, tmp_path/'mirror'))
     root = write_unpacked(name, tmp_path/'in')
-    assert published_splits(name, root)
-    image = sorted(p for p in root.rglob('*') if p.suffix.lower() == '.jpg')[0]
+    image = Path(min(f for s in published_splits(name, root).values() for f in s.files))
     image.rename(tmp_path/'away')
     with pytest.raises(FileNotFoundError, match='and 0 other images.*listed but missing') as e:
         published_splits(name, root)
@@ -273,7 +272,7 @@ def test_fetch(mini, tmp_path, monkeypatch, name, how):
     root = fetch_published(name, tmp_path/'downloads', mirror if how == 'mirror' else None)
     archives = PUBLISHED[name].archives
     assert root == home/'unpacked' and published_splits(name, root)
-    notes = [f'{a.name}.sha256' for a in archives if a.checksum is None]
+    notes = [f'{a.name}.sha256' for a in archives if not (a.checksum or PUBLISHED[name].sums)]
     assert files_in(home) == sorted([*(a.name for a in archives), *notes, 'unpacked'])
     shutil.rmtree(mirror)
     for a in archives: (home/a.name).unlink() # to save space; the set is there
@@ -357,6 +356,100 @@ def test_a_wrong_checksum(mini, tmp_path):
     with pytest.raises(ValueError, match='sent something else than CUB_200_2011.tgz.*MD5'):
         fetch_published('cub200', tmp_path/'downloads', mirror)
     assert files_in(tmp_path/'downloads'/'cub200') == []
+
+
+# ---- groceries: the sums are of files, and a mirror may hold those
+
+ZIP, TOP = 'GroceryStoreDataset-master.zip', 'GroceryStoreDataset-master'
+REAL = Path(__file__).parent.parent.parent/'shared'/'mirror'/'grocery'
+
+
+def test_groceries_are_split_by_class_and_only_what_is_listed_is_kept(mini, tmp_path):
+    root = fetch_published('grocery', tmp_path/'downloads', mini('grocery'))
+    splits = published_splits('grocery', root, val_every=2)
+    names = {k: s.class_names for k, s in splits.items()}
+    assert names == {'train': ['Sort-0', 'Sort-4'], 'val': ['Sort-2'], 'test': ['Sort-1', 'Sort-3', 'Sort-5']}
+    listed = {Path(f) for s in splits.values() for f in s.files}
+    assert len(listed) == 29 and {f.relative_to(root).parts[1] for f in listed} == {'train', 'val', 'test'}
+    lists = {root/'LICENSE', *(root/'dataset'/f for f in ('classes.csv', 'train.txt', 'val.txt', 'test.txt'))}
+    assert {f for f in root.rglob('*') if f.is_file()} == listed | lists
+
+
+@pytest.mark.parametrize('where', ['', 'grocery', TOP])
+@pytest.mark.parametrize('how', ['argument', 'environment'])
+def test_a_mirror_may_hold_the_files(mini, tmp_path, monkeypatch, where, how):
+    mini('grocery')
+    mirror = tmp_path/'usb-stick'
+    write_unpacked('grocery', mirror/where)
+    if how == 'environment': monkeypatch.setenv('PLM_MIRROR', str(mirror))
+    splits = photo_splits('grocery', None, downloads=tmp_path/'downloads') if how == 'environment' else \
+        published_splits('grocery', fetch_published('grocery', tmp_path/'downloads', mirror), None)
+    assert [len(s.files) for s in splits.values()] == [15, 14]
+    assert files_in(tmp_path/'downloads'/'grocery') == ['unpacked']
+
+
+def test_a_mirror_without_them_says_what_it_may_hold(mini, tmp_path):
+    mini('grocery')
+    with pytest.raises(FileNotFoundError, match=f'{ZIP} does not exist.*comes from https://github.com/.*LICENSE and'):
+        fetch_published('grocery', tmp_path/'downloads', tmp_path)
+
+
+MILK = 'dataset/train/Packages/Sort-4/Sort-4_002.jpg'
+
+
+@pytest.mark.parametrize('file, change, message', [
+    (MILK, lambda b: b[:-1] + b'?', 'dataset/train/Packages/Sort-4/ in .* is not the official one: its sum is'),
+    (MILK, None, f'{MILK} is missing in'),
+    ('dataset/val.txt', lambda b: b.replace(b'1, 0', b'0, 0'), 'dataset/val.txt in .* is not the official one'),
+    ('dataset/val.txt', lambda b: b + b'../../owned.jpg, 0, 0\n', 'dataset/val.txt in .* is not the official one'),
+    ('dataset/classes.csv', None, 'dataset/classes.csv is missing in'),
+    ('LICENSE', None, 'LICENSE is missing in')])
+@pytest.mark.parametrize('how', ['archive', 'files'])
+def test_a_wrong_or_missing_grocery_is_named_with_its_cure(mini, tmp_path, file, change, message, how):
+    contents = CONTENTS['grocery']()
+    members = contents[ZIP]
+    old = members.pop(f'{TOP}/{file}')
+    if change: members[f'{TOP}/{file}'] = change(old)
+    mirror = mini('grocery', contents)
+    if how == 'files': mirror = write_unpacked('grocery', tmp_path/'in', contents)
+    with pytest.raises(FileNotFoundError if change is None else ValueError, match=message) as e:
+        fetch_published('grocery', tmp_path/'downloads', mirror)
+    home = tmp_path/'downloads'/'grocery'
+    origin, cure = (home/ZIP, 'Delete this archive and run again.') if how == 'archive' else (mirror, 'Get it anew.')
+    assert f'in {origin}' in str(e.value) and cure in str(e.value) and '.part' not in str(e.value)
+    assert not home.exists() or files_in(home) == [ZIP]*(how == 'archive')
+
+
+def test_an_archive_of_groceries_that_is_something_else(mini, tmp_path):
+    mirror = mini('grocery', {ZIP: {'README.md': b'moved'}})
+    with pytest.raises(FileNotFoundError, match='LICENSE is missing in .*Delete this archive and run again'):
+        fetch_published('grocery', tmp_path/'downloads', mirror)
+
+
+def test_groceries_from_their_own_address(mini, server, tmp_path, monkeypatch):
+    "The host packs anew: other bytes of the same files are as good. A break is continued."
+    mirror = mini('grocery')
+    a, = PUBLISHED['grocery'].archives
+    monkeypatch.setitem(PUBLISHED, 'grocery', replace(PUBLISHED['grocery'], archives=(replace(a, url=server.url),)))
+    server.body = (mirror/ZIP).read_bytes()
+    server.cut = 1000
+    with pytest.raises(ConnectionError, match='1000 bytes are kept'): fetch_published('grocery', tmp_path/'downloads')
+    server.cut = None
+    assert fetch_published('grocery', tmp_path/'downloads') and server.ranges_asked()[-1] == 'bytes=1000-'
+    contents, = CONTENTS['grocery']().values()
+    other = write_zip(tmp_path/'other.zip', dict(reversed(contents.items())))
+    server.body, old = other.read_bytes(), server.body
+    assert server.body != old and fetch_published('grocery', tmp_path/'elsewhere')
+
+
+@pytest.mark.skipif(not REAL.exists(), reason='no copy of the real set beside the checkout')
+def test_the_real_groceries(tmp_path):
+    splits = published_splits('grocery', fetch_published('grocery', tmp_path/'downloads', REAL), 4)
+    assert {k: (len(s.class_names), len(s.files)) for k, s in splits.items()} == {
+        'train': (31, 2079), 'val': (10, 702), 'test': (40, 2640)}
+    assert len({f for s in splits.values() for f in s.files}) == 5421
+    assert len({n for s in splits.values() for n in s.class_names}) == 81
+    for s in splits.values(): assert min(Image.open(s.files[0]).size) > 200
 
 
 # ---- data sets as files
@@ -515,7 +608,7 @@ def test_photos_whose_classes_overlap_are_refused_before_anything_is_written(tmp
 
 
 def test_ks():
-    usual = ('glyphs', 'omniglot', 'folder', 'cub200', 'cars196')
+    usual = ('glyphs', 'omniglot', 'folder', 'cub200', 'cars196', 'grocery')
     assert {name: recall_ks(name) for name in DATASETS} == dict.fromkeys(usual, (1, 2, 4, 8)) | {
         'sop': (1, 10, 100, 1000), 'inshop': (1, 10, 20, 30), 'vehicleid': (1, 5)}
     with pytest.raises(ValueError, match="'sop'"): recall_ks('sopp')
