@@ -100,7 +100,7 @@ def grocery(classes=6):
     names = [f'Sort-{c:x}' for c in range(classes)]
     pairs = {part: [(f'{part}/{"Fruit" if c < 3 else "Packages"}/{name}/{name}_{i:03d}.jpg', c)
                     for c, name in enumerate(names) for i in range(1, n + 1) if part != 'val' or c != 5]
-             for part, n in (('train', 2), ('val', 1), ('test', 2))} # as in the real set, not every class has val images
+             for part, n in (('train', 2), ('val', 1), ('test', 2))} # in the real val.txt classes are missing, too
     files = [f for part in pairs.values() for f, _ in part]
     header = 'Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),Icon,Description'
     rows = [header, *(f'{name},{c},Sort,{c//3},/i.jpg,/d.txt' for c, name in enumerate(names))]
