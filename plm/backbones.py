@@ -229,9 +229,9 @@ def build_encoder(
     if weights != 'none': _load_weights(encoder.backbone, weights, backbone)
     return encoder
 
-# %% ../nbs/15_backbones.ipynb #ba9ea266
+# %% ../nbs/15_backbones.ipynb #32ebba3f
 class FeatureNet(nn.Module):
-    "What is trained behind a frozen backbone: its features, moved, scaled, and with a correction that begins at 0 (ours)."
+    "What is trained behind a frozen backbone: its features, moved, scaled, with a correction that begins at 0 (ours)."
     def __init__(self,
         n: int, # F, how many features there are
         hidden: int = 512, # width of the correction (ours)
@@ -246,7 +246,7 @@ class FeatureNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor: # (B, F) to (B, F)
         if x.ndim != 2 or x.shape[1] != self.out_features:
             raise ValueError(f"FeatureNet takes {self.out_features} features, (B, {self.out_features}), got "
-                             f"{tuple(x.shape)}. For images: join_frozen(the encoder that made the features, this one).")
+                             f"{tuple(x.shape)}. For images: join_frozen(what made the features, this encoder).")
         x = (x - self.mean)/self.scale
         return x + self.up(F.relu(self.down(x)))
 

@@ -125,7 +125,7 @@ class STML(Method):
 
     def after_step(self): self.teacher.update(self.student)
 
-# %% ../nbs/13_methods.ipynb #b4c50678
+# %% ../nbs/13_methods.ipynb #4bdfcf50
 class PLMConstants(Constants):
     "Constants of PLM."
     lr: float = Field(gt=0, allow_inf_nan=False) # AdamW, cosine schedule, encoder and proxies
@@ -175,8 +175,8 @@ class PLM(Method):
         c, head = constants, encoder.head
         self.momentum = MomentumEncoder(encoder, c.gamma)
         self.proxies = None
-        manifold = c.manifold()
-        if c.n_proxies: self.proxies = Proxies(c.n_proxies, head.out_features, manifold.m, (seed,)).to(head.weight.device)
+        manifold, d = c.manifold(), head.out_features
+        if c.n_proxies: self.proxies = Proxies(c.n_proxies, d, manifold.m, (seed,)).to(head.weight.device)
         similarity = Binary(c.T) if c.similarity == 'binary' else PiecewiseLinear(c.n_alpha, c.n_beta)
         self.loss = PLMLoss(self.proxies, manifold, similarity, c.delta, tuple(c.terms))
         # buffers, because a resumed run needs them: where the proxies began, and the table of `refresh: kept`

@@ -81,7 +81,8 @@ def test_binary_is_membership_in_the_batch_and_quality_elsewhere():
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(A=st.integers(1, 7), B=st.integers(1, 6), d=st.integers(1, 8), n_alpha=st.floats(0.5, 8), seed=st.integers(0, 999))
+@given(A=st.integers(1, 7), B=st.integers(1, 6), d=st.integers(1, 8), n_alpha=st.floats(0.5, 8),
+       seed=st.integers(0, 999))
 def test_without_dimensions_distance_alone_decides(A, B, d, n_alpha, seed):
     "The control of docs/method.md, section 4, with the loop of pairs; of points with themselves, and with proxies."
     a, b = (make(n, d, 1, seed, name).points for n, name in ((A, 'a'), (B, 'b')))
