@@ -77,7 +77,7 @@ def load_frozen(
     if 'train' in raw: raw['train'] = read_constants(TrainConstants, raw['train'], 'train')
     return read_constants(FrozenConstants, raw | dict(method=method), os.fspath(path))
 
-# %% ../nbs/32_frozen.ipynb #0b31a539
+# %% ../nbs/32_frozen.ipynb #34632fbb
 def run_seconds(
     setting: Setting, # one of `FrozenConstants.chosen`
     features: int, # F
@@ -108,7 +108,7 @@ def begin_frozen(
         listing = Path(runs)/name/'listing.json'
         if folder: folder = os.path.abspath(os.path.expanduser(folder))
         elif listing.exists(): folder = json.loads(listing.read_text())['folder']
-        if not folder and name not in PHOTOS: raise ValueError(f"name the folder of photos: make {name} FOLDER=/my/{name}")
+        if not folder and name not in PHOTOS: raise ValueError(f"name the photos: make {name} FOLDER=/my/{name}")
         p = load_frozen(params)
         splits, device = photo_splits('folder' if folder else name, p.val_every, folder or None), pick_device(p.device)
         files = [file for split in splits.values() for file in split.files]
@@ -124,8 +124,8 @@ def begin_frozen(
     classes = ', '.join(f'{split} {counts[split]:,} of {len(of.class_names)} classes' for split, of in splits.items())
     print(f"{len(files):,} photos{f' in {folder}' if folder else ''}: {classes}.\nDecoded once to {p.side} x {p.side} "
           f"pixels: {format_bytes(len(files)*3*p.side**2)} in {runs}/{name}; features: {format_bytes(2*looks*F)}.\n"
-          f"If they are not there yet: features of {p.train.backbone}, {looks:,} views, about {format_seconds(first)} on "
-          f"{device}; {len(p.settings)} settings on {len(p.seeds)} seeds, {p.train.epochs} epochs each, about "
+          f"If they are not there yet: features of {p.train.backbone}, {looks:,} views, about {format_seconds(first)} "
+          f"on {device}; {len(p.settings)} settings on {len(p.seeds)} seeds, {p.train.epochs} epochs each, about "
           f"{format_seconds(runs_last)} of one core.")
 
 # %% ../nbs/32_frozen.ipynb #6e466ca2
