@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro ablations namr photos dry paper bench test run nbs lock clean
+.PHONY: help env repro ablations namr photos cars grocery dry paper bench test run nbs lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
@@ -42,6 +42,17 @@ photos: env ## FOLDER=/my/photos [LABELS=labels.csv]: a search of your own image
 	dvc repro pipelines/photos/dvc.yaml
 	@if [ -f results/photos/recall.csv ]; then cat results/photos/recall.csv; fi
 	@echo "Look: $(CURDIR)/results/photos/index.html"
+
+cars: DATASET = cars
+cars: env frozen ## FOLDER=/my/cars: all methods on features of a frozen backbone, no GPU; a subfolder is a class
+grocery: DATASET = grocery
+grocery: env frozen ## the same on the Grocery Store data set
+
+.PHONY: frozen
+frozen:
+	@python -c 'import sys; from plm.frozen import begin_frozen; begin_frozen(*sys.argv[1:])' $(DATASET) "$$FOLDER"
+	dvc repro pipelines/frozen/dvc.yaml:compare@$(DATASET)
+	@cat results/frozen/$(DATASET).txt
 
 dry: env ## PRESET=cub200-512: what a cell of the paper's table would need here (files, disk, time); starts nothing
 	@python -c 'from plm.paper import begin_dry; begin_dry("$(PRESET)", "$(SET)")'

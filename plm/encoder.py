@@ -31,7 +31,7 @@ class ConvNet(nn.Sequential):
                              "For photos choose another backbone, such as googlenet.")
         return super().forward(x)
 
-# %% ../nbs/03_encoder.ipynb #1e6daaf0
+# %% ../nbs/03_encoder.ipynb #61e0cd14
 PRECISIONS, NORMS = ('float32', 'bf16'), ('moving', 'still')
 
 class Encoder(nn.Module):
@@ -61,29 +61,31 @@ class Encoder(nn.Module):
             if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval() # its scale and shift are trained all the same
         return self
 
+    def _centre(self, x):
+        if self.crop is None: return x
+        h, w = x.shape[2:]
+        if min(h, w) < self.crop:
+            raise ValueError(f"the images have {h} x {w} pixels, fewer than crop = {self.crop}. "
+                             "Store larger ones (side), or lower train.crop.")
+        top, left = (h - self.crop)//2, (w - self.crop)//2
+        return x[:, :, top:top + self.crop, left:left + self.crop]
+
     def features(self,
-        x: Tensor, # (B, C, H, W) images, float in 0..1; C is 1 or 3
+        x: Tensor, # (B, C, H, W) images, float in 0..1, C is 1 or 3; or (B, F) stored features
     ) -> Tensor: # (B, backbone.out_features), of the head's type
         "What the backbone says of the (central) pixels. `ValueError` for images smaller than the crop."
-        if self.crop is not None:
-            h, w = x.shape[2:]
-            if min(h, w) < self.crop:
-                raise ValueError(f"the images have {h} x {w} pixels, fewer than crop = {self.crop}. "
-                                 "Store larger ones (side), or lower train.crop.")
-            top, left = (h - self.crop)//2, (w - self.crop)//2
-            x = x[:, :, top:top + self.crop, left:left + self.crop]
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
-            h = self.backbone(x.contiguous(memory_format=torch.channels_last))
+        if x.ndim == 4: x = self._centre(x).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed): h = self.backbone(x)
         return h.to(self.head.weight.dtype)
 
-    def forward(self, x: Tensor) -> Tensor: # (B, C, H, W) images, float in 0..1, to (B, d) unit vectors
+    def forward(self, x: Tensor) -> Tensor: # images, float in 0..1, or stored features, to (B, d) unit vectors
         return F.normalize(self.head(self.features(x)), dim=1)
 
-# %% ../nbs/03_encoder.ipynb #29b2ae23
+# %% ../nbs/03_encoder.ipynb #8beccc7d
 @torch.no_grad()
 def embed(
     encoder: nn.Module, # images to embeddings
-    images: Tensor, # (N, C, H, W) uint8, on any device
+    images: Tensor, # (N, C, H, W) uint8, or (N, 1 + V, F) stored features; on any device
     block: int | None = None, # images at a time; bounds memory. None: 500, or as many as have 16 million numbers (ours)
     desc: str | None = None, # text of a progress bar; None: no bar
 ) -> Tensor: # (N, d) on the encoder's device

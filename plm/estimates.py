@@ -9,10 +9,9 @@ import torch
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from torch import Tensor
 from .baselines import contextual_similarity
-from .core import check_embeddings
+from .core import check_embeddings, mean_and_std
 from .evaluation import correlation, label_purity, summary
 from .manifold import Pieces, PiecewiseLinearManifold
-from .report import mean_and_std
 from .sampling import NeighborhoodBatches, nearest_neighbors
 from .similarity import Binary, PiecewiseLinear
 

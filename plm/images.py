@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['as_input', 'Augment', 'PhotoAugment', 'to_device_if_small', 'load_batches']
+__all__ = ['as_input', 'Augment', 'PhotoAugment', 'StoredViews', 'to_device_if_small', 'load_batches']
 
-# %% ../nbs/01_images.ipynb #8eb95168
+# %% ../nbs/01_images.ipynb #6cf4f089
 def as_input(
-    images: Tensor, # (B, C, H, W) uint8
-) -> Tensor: # (B, C, H, W) float32 in 0..1
+    images: Tensor, # (B, C, H, W) uint8; or (B, 1 + V, F) stored features, of any floating type
+) -> Tensor: # (B, C, H, W) float32 in 0..1; or (B, F) float32, the features of the plain view
     "The images as the encoder wants them, without augmentation."
-    return images.float()/255
+    return images[:, 0].float() if images.is_floating_point() else images.float()/255
 
 # %% ../nbs/01_images.ipynb #2a4d2c27
 @dataclass(frozen=True)
@@ -84,9 +84,25 @@ class PhotoAugment:
         grid = F.affine_grid(affine, (B, C, self.crop, self.crop), align_corners=False)
         return F.grid_sample(as_input(images), grid, padding_mode='border', align_corners=False)
 
-# %% ../nbs/01_images.ipynb #7473cb2c
+# %% ../nbs/01_images.ipynb #6b098cff
+@dataclass(frozen=True)
+class StoredViews:
+    "Of stored features, those of a random view (ours)."
+    def __call__(
+        self,
+        images: Tensor, # (B, 1 + V, F) floating; row 0 is the plain image
+        g: torch.Generator, # CPU generator: the same views on every device
+    ) -> Tensor: # (B, F) float32
+        "For each image one of its views 1 to V. `ValueError` if only the plain image is stored."
+        B, n = images.shape[:2]
+        if n < 2: raise ValueError("only the plain image is stored, and no view of it: store some (views), or train "
+                                   "with a method that sees none.")
+        view = torch.randint(1, n, (B,), generator=g).to(images.device, non_blocking=True)
+        return images[torch.arange(B, device=images.device), view].float()
+
+# %% ../nbs/01_images.ipynb #c49acd9f
 def to_device_if_small(
-    images: Tensor, # (N, C, H, W) uint8
+    images: Tensor, # (N, C, H, W) uint8, or (N, 1 + V, F) stored features
     device: torch.device | str, # where the work is done
     max_bytes: int = 2**31, # how much may move there (ours)
 ) -> Tensor: # the images on the device; or, if they are too many, as they are
@@ -94,11 +110,11 @@ def to_device_if_small(
     return images.to(device) if images.nbytes <= max_bytes else images
 
 def load_batches(
-    images: Tensor, # (N, C, H, W) uint8; in memory, on the disk or on the device
+    images: Tensor, # (N, ...) images or stored features; in memory, on the disk or on the device
     indices, # yields the row numbers of each batch
     device: torch.device | str, # where the batches are wanted
     ahead: int = 4, # batches under way, a thread each
-): # yields (row numbers (B,), images (B, C, H, W)), both on the device
+): # yields (row numbers (B,), images (B, ...)), both on the device
     "The batches of images in order; what is not on the device is fetched while the caller works."
     device = torch.device(device)
     if images.device.type == device.type:

@@ -37,10 +37,10 @@ def distance_regression(
     if b is None: return error.square().fill_diagonal_(0).sum()/(len(a)*(len(a) - 1))
     return error.square().mean()
 
-# %% ../nbs/07_losses.ipynb #57a29840
+# %% ../nbs/07_losses.ipynb #88b12e36
 def neighborhood_loss(
     t: Tensor, # (B, d) momentum embeddings, no gradient
-    proxies: Pieces, # P of them; the gradient reaches their basis
+    proxies: Pieces, # P of them; the gradient reaches their basis. Of no dimension: they miss all, the result is 1
     s: Tensor, # (B, P) similarities of points and proxies, no gradient
     n_near: int = 5, # how many of the most similar points a proxy turns towards (ours)
 ) -> Tensor: # scalar, 0 to 1

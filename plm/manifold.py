@@ -52,7 +52,7 @@ def _directions(gram, m):
     determined = values[:, :m] - values[:, m:m + 1] > TIE*values[:, :1]
     return values[:, :m]*determined, vectors[:, :, :m]*determined[:, None]
 
-# %% ../nbs/04_manifold.ipynb #8b838329
+# %% ../nbs/04_manifold.ipynb #49675a46
 @dataclass
 class Pieces:
     "Linear pieces: one at each point of a batch, or at each proxy. In all matrices a row is a piece, a column a point."
@@ -71,9 +71,9 @@ class Pieces:
         middle = self.points.mean(0) # nearer to the origin less is lost to rounding
         x, own = x - middle, self.points - middle
         fixed = (self.basis.mT @ own[:, :, None]).unbind(1) # P_iᵀx_i, for each direction (P, 1)
-        along2 = sum((basis @ x.T - f).square() for basis, f in zip(self.basis.unbind(2), fixed))
         total2 = torch.add(own.square().sum(1)[:, None] + x.square().sum(1), own @ x.T, alpha=-2).clamp(min=0)
-        return along2, total2
+        parts = ((basis @ x.T - f).square() for basis, f in zip(self.basis.unbind(2), fixed))
+        return sum(parts, torch.zeros_like(total2)), total2
 
     def quality(self,
         x: Tensor | None = None, # (N, d) points; None: those of the pieces
@@ -84,16 +84,16 @@ class Pieces:
         same = DUPLICATE**2*(exact.points - exact.points.mean(0)).square().sum(1).max()
         return torch.where(total2 > same, along2/total2.clamp(min=1e-300), 1.).clamp(0, 1).to(self.points.dtype)
 
-# %% ../nbs/04_manifold.ipynb #e8be55b6
+# %% ../nbs/04_manifold.ipynb #22b842dd
 class PiecewiseLinearManifold:
     "A linear piece at every point of a batch (PLM, the piecewise-linear manifold; docs/method.md, section 3)."
     def __init__(self,
-        m: int = 3, # dimension of a piece, at least 1 (ours)
+        m: int = 3, # dimension of a piece (ours); 0: a piece is its point, and nothing else (a control)
         T: float | None = 0.9, # least quality of every member, in (0, 1]; None: all visited are members (ours)
         max_neighbors: int = 20, # how many nearest neighbours are visited, at least m; a small batch has fewer (ours)
     ):
         "`ValueError` if a constant is out of its range."
-        if m < 1: raise ValueError(f"m must be at least 1, got m={m}: a piece has at least one direction.")
+        if m < 0: raise ValueError(f"m must be at least 0, got m={m}: it counts the directions of a piece.")
         if T is not None and not 0 < T <= 1:
             raise ValueError(f"T must lie in (0, 1], got T={T}. It is a share of squared distance; T=None: no test.")
         if max_neighbors < m:
@@ -110,6 +110,7 @@ class PiecewiseLinearManifold:
         if B <= m:
             raise ValueError(f"a batch of B={B} points is too small for pieces of m={m} dimensions, which need m={m} "
                              f"neighbours. Use at least {m + 1} points, or m <= {max(B - 1, 0)}.")
+        if not m: return Pieces(t, t.new_zeros(*t.shape, 0), torch.eye(B, dtype=torch.bool, device=t.device))
         near, same = _nearest(x, min(self.max_neighbors, B - 1))
         delta = x[near] - x[:, None]
         gram = delta @ delta.mT

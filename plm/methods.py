@@ -125,7 +125,7 @@ class STML(Method):
 
     def after_step(self): self.teacher.update(self.student)
 
-# %% ../nbs/13_methods.ipynb #fe0b24f2
+# %% ../nbs/13_methods.ipynb #4bdfcf50
 class PLMConstants(Constants):
     "Constants of PLM."
     lr: float = Field(gt=0, allow_inf_nan=False) # AdamW, cosine schedule, encoder and proxies
@@ -133,7 +133,8 @@ class PLMConstants(Constants):
     m: int = Field(ge=1) # dimension of a piece (ours)
     T: float | None = Field(gt=0, le=1) # reconstruction quality in a piece; null: no subset selection (ours)
     max_neighbors: int = Field(ge=1) # how many nearest others of the batch are candidates of a piece (ours)
-    similarity: Literal['piecewise', 'binary'] # binary: in the piece or not (both published, binary as an ablation)
+    # binary: in the piece or not; distance: no pieces at all, whatever m says
+    similarity: Literal['piecewise', 'binary', 'distance'] # published, published as an ablation, ours as a control
     n_alpha: float = Field(ge=0, allow_inf_nan=False) # N_α, decay across a piece (published plateau: 3 to 6)
     n_beta: float = Field(ge=0, allow_inf_nan=False) # N_β, decay along it (published: 0.5)
     delta: float = Field(gt=0, allow_inf_nan=False) # δ, distance asked of a pair of similarity 0 (ours)
@@ -163,7 +164,8 @@ class PLMConstants(Constants):
 
     def manifold(self) -> PiecewiseLinearManifold:
         "The pieces that these constants ask for."
-        return PiecewiseLinearManifold(self.m, self.T, self.max_neighbors)
+        m = 0 if self.similarity == 'distance' else self.m
+        return PiecewiseLinearManifold(m, self.T, self.max_neighbors)
 
 @register('plm', PLMConstants)
 class PLM(Method):
@@ -173,9 +175,10 @@ class PLM(Method):
         c, head = constants, encoder.head
         self.momentum = MomentumEncoder(encoder, c.gamma)
         self.proxies = None
-        if c.n_proxies: self.proxies = Proxies(c.n_proxies, head.out_features, c.m, (seed,)).to(head.weight.device)
+        manifold, d = c.manifold(), head.out_features
+        if c.n_proxies: self.proxies = Proxies(c.n_proxies, d, manifold.m, (seed,)).to(head.weight.device)
         similarity = Binary(c.T) if c.similarity == 'binary' else PiecewiseLinear(c.n_alpha, c.n_beta)
-        self.loss = PLMLoss(self.proxies, c.manifold(), similarity, c.delta, tuple(c.terms))
+        self.loss = PLMLoss(self.proxies, manifold, similarity, c.delta, tuple(c.terms))
         # buffers, because a resumed run needs them: where the proxies began, and the table of `refresh: kept`
         self.register_buffer('began', torch.zeros_like(self.proxies.location) if c.n_proxies else None)
         self.register_buffer('kept', None)
@@ -233,10 +236,10 @@ def describe_pieces(
     batch_size: int, # points per batch; fewer if there are not as many
     n_batches: int = 3, # how many batches are looked at
 ) -> dict[str, float]: # piece_size: other members, mean; piece_purity and piece_quality: 0 to 1
-    "The pieces in batches of neighbours, as in training. {} if there are too few images for a batch."
-    size = min(batch_size, len(z))//constants.k*constants.k
-    if size <= max(constants.k, constants.m): return {}
-    batches, manifold = NeighborhoodBatches(len(z), size, constants.k, n_batches=n_batches), constants.manifold()
+    "The pieces in batches of neighbours, as in training. {} if there are too few images for a batch, or no pieces."
+    size, manifold = min(batch_size, len(z))//constants.k*constants.k, constants.manifold()
+    if not manifold.m or size <= max(constants.k, manifold.m): return {}
+    batches = NeighborhoodBatches(len(z), size, constants.k, n_batches=n_batches)
     batches.refresh(z)
     found = defaultdict(list)
     for index in batches:

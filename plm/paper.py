@@ -13,7 +13,8 @@ from statistics import median
 import numpy as np, torch, yaml
 from PIL import Image
 from .checkpoint import is_full_memory
-from .core import format_bytes, format_seconds, generator_at, one_of, pick_device, whole_file
+from .core import (format_bytes, format_seconds, generator_at, mean_and_std, one_of, pick_device, text_table,
+                      whole_file)
 from .datasets import PUBLISHED
 from .encoder import embed
 from .evaluation import summary
@@ -22,7 +23,7 @@ from .methods import METHODS
 from .params import Params, load_params, project_root, read_yaml
 from .photos import decode_image
 from .pretraining import new_encoder
-from .report import mean_and_std, published_rows, text_table, versions
+from .report import published_rows, versions
 
 # %% auto #0
 __all__ = ['TITLES', 'DIMS', 'METHODS_SHOWN', 'PRESETS', 'paper_rows', 'paper_table', 'Constant', 'settings', 'arguments',

@@ -13,19 +13,19 @@ from .manifold import Pieces
 # %% auto #0
 __all__ = ['Proxies']
 
-# %% ../nbs/06_proxies.ipynb #fb94a44a
+# %% ../nbs/06_proxies.ipynb #1cf29639
 class Proxies(nn.Module):
     "Learnable locations, each with an orthonormal basis of its neighbourhood (PLM; docs/method.md, section 5)."
     def __init__(self,
         n: int = 100, # N_ρ, number of proxies (published: a plateau from 100 to 500)
         dim: int = 128, # d, length of the embedding
-        m: int = 3, # dimension of a neighbourhood, at most d (ours)
+        m: int = 3, # dimension of a neighbourhood, 0 to d (ours); 0: a proxy is a point, and nothing else
         address: tuple = (0,), # of the random initial values
     ):
         "`ValueError` if n or m is out of its range."
         super().__init__()
         if n < 1: raise ValueError(f"n must be at least 1, got {n}. To train without proxies: PLMLoss(proxies=None).")
-        if not 1 <= m <= dim: raise ValueError(f"m must lie between 1 and dim = {dim}, got {m}.")
+        if not 0 <= m <= dim: raise ValueError(f"m must lie between 0 and dim = {dim}, got {m}.")
         g = generator_at('proxies', *address)
         self.location = nn.Parameter(F.normalize(torch.randn(n, dim, generator=g), dim=1))
         self.free_basis = nn.Parameter(torch.linalg.qr(torch.randn(n, dim, m, generator=g)).Q)

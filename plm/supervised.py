@@ -13,9 +13,8 @@ from matplotlib import pyplot as plt
 from pydantic import Field, model_validator
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
-from .ablation import run_jobs
 from .checkpoint import code_of, fingerprint, load_state, save_state
-from .core import Constants, generator_at, one_of, read_constants
+from .core import Constants, gain_and_interval, generator_at, mean_and_std, one_of, read_constants
 from .datasets import load_images, load_labels
 from .encoder import Encoder, MomentumEncoder, embed
 from .estimates import difference
@@ -25,7 +24,7 @@ from .methods import PLM, PLMConstants
 from .namr import NAMR, StructureHead, adaptive_distances, check_ranking
 from .params import load_params, read_yaml
 from .pretraining import new_encoder
-from .report import gain_and_interval, mean_and_std
+from .runs import run_jobs
 from .sampling import RandomBatches
 from .training import Method, Run, TrainConstants, fit
 

@@ -9,6 +9,7 @@ from plm.core import generator_at
 from plm.datasets import SPLITS
 from plm.encoder import Encoder
 from plm.params import load_params
+from plm.runs import RunData
 from plm.training import TrainConstants
 
 ROOT = Path(__file__).parent.parent
@@ -103,7 +104,7 @@ def runs(tmp_path):
         np.save(tmp_path/f'runs/data/{split}_labels.npy', np.arange(20) % 5)
     for seed in (0, 1):
         save_state(Encoder(dim=8, address=(seed,)).state_dict(), tmp_path/f'runs/pretrain/{seed}/encoder.pt')
-    return dict(runs=str(tmp_path/'runs'), scratch=str(tmp_path/'scratch'))
+    return dict(data=RunData(str(tmp_path/'runs')), scratch=str(tmp_path/'scratch'))
 
 
 def finished(where): return {f.name: f.stat().st_mtime_ns for f in Path(where['scratch']).glob('ablation/*.json')}
@@ -114,12 +115,12 @@ def test_each_run_is_made_once_and_is_that_of_train(runs):
                 Setting('delta', '1', 'plm', small(delta=1))]
     rows = run_settings(settings, shared(), [0, 1], **runs)
     first = finished(runs)
-    assert len(first) == 4 and len(rows) == 3*2*4 and not list(Path(runs['scratch']).glob('*.pt'))
+    assert len(first) == 4 and len(rows) == 3*2*10 and not list(Path(runs['scratch']).glob('*.pt'))
     order = [(s.study, s.name, seed) for s in settings for seed in (0, 1)]
-    assert [(r['study'], r['setting'], r['seed']) for r in rows[::4]] == order
+    assert [(r['study'], r['setting'], r['seed']) for r in rows[::10]] == order
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert {r['metric']: r['value'] for r in rows[:4]} == run_setting('plm', small(), shared(), 0, **runs)
+    assert {r['metric']: r['value'] for r in rows[:10]} == run_setting('plm', small(), shared(), 0, **runs)
     torch.set_num_threads(threads)
     assert run_settings(settings, shared(), [0, 1], **runs) == rows and finished(runs) == first
     more = run_settings([*settings, Setting('delta', '2', 'plm', small(delta=2))], shared(), [0, 1], **runs)
@@ -135,7 +136,7 @@ def test_another_budget_test_set_or_program_is_another_run(runs, monkeypatch):
     rows = run()
     run(epochs=2)
     assert len(finished(runs)) == 2
-    np.save(Path(runs['runs'])/'data/test_labels.npy', np.arange(20)[::-1] % 4)
+    np.save(Path(runs['data'].folder)/'data/test_labels.npy', np.arange(20)[::-1] % 4)
     assert run()[0]['value'] != rows[0]['value'] and len(finished(runs)) == 3
     code_of = ablation.code_of
     monkeypatch.setattr(ablation, 'code_of', lambda *modules: code_of(*modules) + b'# another line')
@@ -149,13 +150,14 @@ def test_a_run_that_fails_is_named_and_the_finished_ones_stay(runs):
     with pytest.raises(RuntimeError, match="study 'lr', setting '1e30', seed 0: .*learning rate"):
         run_settings([good, bad], shared(epochs=2), [0], workers=1, **runs)
     assert len(finished(runs)) == 1 and not list(Path(runs['scratch']).rglob('*.part'))
-    assert len(run_settings([good], shared(epochs=2), [0], **runs)) == 4
+    assert len(run_settings([good], shared(epochs=2), [0], **runs)) == 10
 
 
 def test_classes_of_two_images(runs):
-    np.save(Path(runs['runs'])/'data/test_labels.npy', np.arange(20)//2)
-    metrics = {'recall_at_1', 'recall_at_2', 'map_at_r', 'val_recall_at_1'}
-    assert set(run_setting('plm', small(), shared(), 0, **runs)) == metrics
+    np.save(Path(runs['data'].folder)/'data/test_labels.npy', np.arange(20)//2)
+    metrics = {*(f'recall_at_{k}' for k in (1, 2, 4, 8)), 'map_at_r'}
+    found = run_setting('plm', small(), shared(), 0, **runs)
+    assert set(found) == metrics | {f'val_{m}' for m in metrics} and all(0 <= v <= 1 for v in found.values())
 
 
 def test_a_worker_ends_with_its_parent(runs, tmp_path):

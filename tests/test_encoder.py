@@ -44,6 +44,15 @@ def test_images_that_convnet_cannot_take(shape, words):
     with pytest.raises(ValueError, match=words): Encoder(dim=8)(torch.zeros(shape))
 
 
+@pytest.mark.parametrize('block', [None, 3])
+def test_stored_features_are_embedded_by_the_plain_one(block):
+    class Flat(nn.Identity): out_features = 6
+    encoder, x = Encoder(Flat, 4, crop=16), torch.randn(10, 3, 6, generator=generator_at('stored')).half()
+    expected = torch.nn.functional.normalize(torch.stack([encoder.head(row[0].float()) for row in x]), dim=1)
+    torch.testing.assert_close(embed(encoder, x, block), expected.detach())
+    torch.testing.assert_close(encoder.features(x[:, 0].float()), x[:, 0].float()) # nothing to cut a centre from
+
+
 @pytest.mark.parametrize('wrong', ['resnet18', None, ConvNet()])
 def test_a_backbone_is_a_function_that_makes_one(wrong):
     with pytest.raises(TypeError, match='(?s)backbone must be a function.*ConvNet.*build_encoder'): Encoder(wrong)

@@ -2,7 +2,7 @@
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from plm.core import generator_at
-from plm.images import Augment, PhotoAugment, as_input, load_batches, to_device_if_small
+from plm.images import Augment, PhotoAugment, StoredViews, as_input, load_batches, to_device_if_small
 
 NOTHING = Augment(*[0.]*7)
 
@@ -107,6 +107,42 @@ def test_photo_views_cover_the_photo_and_are_mirrored_half_the_time():
     ramp = (torch.arange(64.)[None, None, None, :]*4).to(torch.uint8).expand(400, 1, 64, 64)
     right_end = PhotoAugment(32)(ramp, generator_at(6))[:, 0].amax((1, 2))
     assert right_end.min() < 0.6 and right_end.max() > 0.95
+
+
+# ---- stored features
+
+def stored(n, views, F=5): return torch.randn(n, 1 + views, F, generator=generator_at('stored', n, views)).half()
+
+
+def test_the_plain_row_stands_for_the_image():
+    x = stored(6, 2)
+    assert torch.equal(as_input(x), x[:, 0].float()) and as_input(x).dtype == torch.float32
+    assert torch.equal(as_input(x.double()), as_input(x))
+
+
+@pytest.mark.parametrize('views', [1, 2, 5])
+def test_stored_views_are_drawn_one_by_one(views):
+    "By the definition: for each image in turn one of its views, and each about as often as the others."
+    x = stored(600, views)
+    seen, g = StoredViews()(x, generator_at(4)), generator_at(4)
+    drawn = torch.randint(1, views + 1, (600,), generator=g).tolist()
+    for image, view, v in zip(x, drawn, seen): assert torch.equal(image[view].float(), v)
+    counts = [drawn.count(v) for v in range(1, views + 1)]
+    assert min(counts) > 0.7*600/views and sum(counts) == 600
+    assert not torch.equal(StoredViews()(x, generator_at(5)), seen) or views == 1
+
+
+def test_no_view_is_stored():
+    with pytest.raises(ValueError, match='only the plain image is stored.*store some'):
+        StoredViews()(stored(3, 0), generator_at(0))
+
+
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_batches_of_stored_features(device):
+    x, order = stored(9, 2), [[3, 1], [8], [2, 2, 0]]
+    for (index, batch), rows in zip(load_batches(x, order, device), order, strict=True):
+        assert batch.shape == (len(rows), 3, 5) and batch.dtype == torch.float16
+        if device == 'cpu': assert torch.equal(batch, x[rows])
 
 
 # ---- batches

@@ -135,10 +135,21 @@ def test_the_encoder_gets_no_gradient():
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (dict(m=0), 'm=0'), (dict(m=3, max_neighbors=2), 'max_neighbors=2'),
+    (dict(m=-1), 'm=-1'), (dict(m=3, max_neighbors=2), 'max_neighbors=2'),
     (dict(T=0.), 'T=0.0'), (dict(T=1.1), 'T=None'), (dict(T=float('nan')), 'T=nan')])
 def test_constants_out_of_range(arguments, words):
     with pytest.raises(ValueError, match=words): PiecewiseLinearManifold(**arguments)
+
+
+@pytest.mark.parametrize('B', [1, 2, 9])
+def test_a_piece_of_no_dimension_is_its_point(B):
+    t = make('noise', B, 4, 0)
+    pieces = PiecewiseLinearManifold(0)(t)
+    assert pieces.basis.shape == (B, 4, 0) and torch.equal(pieces.members, torch.eye(B, dtype=torch.bool))
+    along2, total2 = pieces.squared_lengths(t)
+    assert along2.shape == (B, B) and not along2.any()
+    torch.testing.assert_close(total2, torch.cdist(t, t).square(), rtol=0, atol=1e-9)
+    assert torch.equal(pieces.quality(), torch.eye(B, dtype=t.dtype))
 
 
 def test_a_small_batch_has_fewer_neighbours():

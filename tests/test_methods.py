@@ -393,6 +393,26 @@ def test_photos_are_seen_in_parts(tmp_path, monkeypatch):
     assert set(shapes) == {(True, (32, 32)), (False, (36, 36))}
 
 
+@pytest.mark.parametrize('n_proxies', [0, 5])
+def test_the_control_knows_distance_alone(n_proxies, tmp_path):
+    "The terms by the formulas of docs/method.md in float64, whatever m says; and it trains."
+    c = replace(CONSTANTS['plm'], similarity='distance', n_proxies=n_proxies)
+    method = PLM(start(), c, 0).double()
+    z, t = (torch.nn.functional.normalize(torch.randn(24, 8, generator=generator_at(s)).double(), dim=1) for s in 'zt')
+    terms = method.loss(z, t)
+    def term(a, b, u, v, other):
+        return sum((c.delta*(1 - (1 + (u[i] - v[j]).norm()/2)**-c.n_alpha) - (a[i] - b[j]).norm())**2
+                   for i in range(len(a)) for j in range(len(b)) if other or i != j)
+    torch.testing.assert_close(terms['point'], term(z, z, t, t, False)/(24*23), rtol=1e-6, atol=0)
+    if n_proxies:
+        rho = method.proxies().points
+        torch.testing.assert_close(terms['proxy'], term(z, rho, t, rho, True)/(24*5), rtol=1e-6, atol=0)
+        assert terms['neighborhood'] == 1
+    else: assert list(terms) == ['point']
+    log = run('plm', tmp_path, similarity='distance', n_proxies=n_proxies)[1]
+    assert not PIECES & set(log[-1]) and 'val_recall_at_1' in log[-1] and log[-1]['loss'] < log[1]['loss']
+
+
 def test_half_precision_follows_whole_precision(tmp_path):
     "bf16 on a CPU: the loss of an epoch within 5 % of that of 32 bits, and another number."
     logs = [photo_run(tmp_path, shared=replace(CUT, precision=p))[0] for p in ('float32', 'bf16')]

@@ -16,7 +16,8 @@ from plm.methods import METHODS
 from plm.paper import (Needed, PRESETS, TITLES, arguments, cache_type, disk_needed, dry_run, free_memory, measure,
                        needed_files, notes, paper_rows, paper_table, publish, settings)
 from plm.params import load_params
-from plm.report import published_rows, text_table
+from plm.core import text_table
+from plm.report import published_rows
 from plm.training import TrainConstants
 from miniature_published import cub200, write_archives
 from test_pipeline import Toy, kill_tree, outputs

@@ -95,7 +95,8 @@ MISTAKES = {
     'm above the dimension': (['train', 'dim'], 2, r'plm on glyphs: m = 3 must be at most dim = 2'),
     'decays the wrong way round': (PLM + ['n_alpha'], 0.1, r'^plm: n_alpha = 0\.1 must not be below n_beta'),
     'fewer candidates than directions': (PLM + ['max_neighbors'], 2, r'^plm: max_neighbors = 2 must be at least m = 3'),
-    'misspelt similarity': (PLM + ['similarity'], 'binry', r"^plm\.similarity: .*'piecewise' or 'binary', got 'binry'"),
+    'misspelt similarity': (PLM + ['similarity'], 'binry',
+                            r"^plm\.similarity: .*'piecewise', 'binary' or 'distance', got 'binry'"),
     'binary without selection': (
         PLM, RAW['plm'] | dict(similarity='binary', T=None), r'^plm: similarity = binary .* Set T'),
     'misspelt view': (['stml', 'view'], 'plane', r"^stml\.view: .*'plain' or 'augmented'"),

@@ -245,7 +245,7 @@ def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
     assert own.would_run(pipeline) == [f'{pipeline}:ablate'] # data and pre-training are there
     own.ok('dvc', 'repro', pipeline)
     rows = list(csv.DictReader(open(own.root/'runs/ablation/ablation.csv')))
-    assert list(rows[0]) == ['dataset', 'study', 'setting', 'seed', 'metric', 'value'] and len(rows) == 4*len(SEEDS)*4
+    assert list(rows[0]) == ['dataset', 'study', 'setting', 'seed', 'metric', 'value'] and len(rows) == 4*len(SEEDS)*10
     assert {r['dataset'] for r in rows} == {'glyphs'}
     settings = {('m', '2'), ('m', '3'), ('parts', 'full'), ('parts', 'no subset selection')}
     assert {(r['study'], r['setting']) for r in rows} == settings

@@ -85,13 +85,22 @@ def test_proxies_are_placed_on_the_data(n_points):
     assert torch.equal(other.location, proxies.location)
 
 
+def test_proxies_of_no_dimension_are_points():
+    proxies = Proxies(4, 6, 0)
+    pieces = proxies()
+    assert pieces.basis.shape == (4, 6, 0) and pieces.points.shape == (4, 6)
+    (pieces.points.sum() + pieces.basis.sum()).backward()
+    torch.optim.AdamW(proxies.parameters(), lr=0.1).step() # a parameter without a number is none to stumble over
+    assert proxies.location.grad.any()
+
+
 def test_place_on_broken_embeddings():
     z = torch.tensor([[1., 0, 0], [float('nan'), 0, 0]])
     with pytest.raises(ValueError, match='row 1'): Proxies(2, 3, 1).place(z, generator_at(0))
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (dict(n=0), 'n must be at least 1.*proxies=None'), (dict(m=0), 'between 1 and dim = 8, got 0'),
+    (dict(n=0), 'n must be at least 1.*proxies=None'), (dict(m=-1), 'between 0 and dim = 8, got -1'),
     (dict(m=9), 'got 9')])
 def test_constants_out_of_range(arguments, words):
     with pytest.raises(ValueError, match=words): Proxies(**dict(n=4, dim=8, m=2) | arguments)

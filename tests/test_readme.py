@@ -3,7 +3,8 @@ import csv, re
 from pathlib import Path
 from statistics import mean, stdev
 from plm.ablation import findings_table
-from plm.report import markdown_table, retrieval_markdown
+from plm.core import markdown_table
+from plm.report import retrieval_markdown
 from plm.supervised import namr_table
 
 ROOT = Path(__file__).parents[1]

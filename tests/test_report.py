@@ -7,12 +7,11 @@ from hypothesis import given, settings, strategies as st
 from jinja2 import UndefinedError
 from matplotlib import pyplot as plt
 from PIL import Image
-from plm.core import format_bytes, format_seconds
+from plm.core import format_bytes, format_seconds, gain_and_interval, markdown_table, mean_and_std, text_table
 from plm.evaluation import summary
 from plm.plots import channels_last, plot_batch, plot_curves, plot_diagnostics, plot_recall, plot_retrieved, thumbnails
-from plm.report import (compare_with_published, data_url, gain_and_interval, markdown_table, mean_and_std,
-                        published_rows, render, retrieval_markdown, retrieval_tables, retrieval_text, text_table,
-                        versions, write_report)
+from plm.report import (compare_with_published, data_url, published_rows, render, retrieval_markdown, retrieval_tables,
+                        retrieval_text, versions, write_report)
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,13 +4,11 @@ import csv, json, os, re, shutil, subprocess, sys, timeit, yaml
 from pathlib import Path
 import faiss, numpy as np, pytest, torch
 from PIL import Image
-from sklearn.decomposition import PCA
 from plm.encoder import embed
 from plm.photos import decode_image
-from plm.pretraining import new_encoder
-from plm.search import (FLAT_UP_TO, Features, Search, batch_for, begin_photos, build_index, choose_photos,
-                        chosen_photos, load_photos, plot_neighbours, principal_head, training_seconds,
-                        write_photos_page)
+from plm.pretraining import new_encoder, principal_head
+from plm.search import (FLAT_UP_TO, Search, batch_for, begin_photos, build_index, choose_photos, chosen_photos,
+                        load_photos, plot_neighbours, training_seconds, write_photos_page)
 from plm.training import TrainConstants
 
 ROOT = Path(__file__).parents[1]
@@ -178,29 +176,9 @@ def test_the_estimate_grows_with_photos_and_epochs(encoder, monkeypatch):
     assert training_seconds(encoder, TINY, 100) == pytest.approx(0.1*100*8)
 
 
-# ---- where the head begins
-
 @pytest.fixture(scope='module')
 def images():
     return torch.from_numpy(np.stack([np.asarray(picture(i, (40, 40))).transpose(2, 0, 1) for i in range(40)]))
-
-
-def test_the_head_begins_with_the_principal_components(images):
-    e = principal_head(new_encoder(TINY), images)
-    f = embed(Features(e), images)
-    theirs = torch.from_numpy(PCA(8, svd_solver='full').fit_transform(f.double().numpy())).float()
-    ours = e.head(f).detach()
-    signs = (ours*theirs).sum(0).sign()
-    torch.testing.assert_close(ours, theirs*signs, rtol=1e-2, atol=1e-3*theirs.abs().max().item())
-    again = principal_head(new_encoder(TINY), images)
-    assert torch.equal(again.head.weight, e.head.weight) and torch.equal(again.head.bias, e.head.bias)
-
-
-def test_the_head_of_many_photos_is_that_of_some(images):
-    a, b = (principal_head(new_encoder(TINY), images, at_most=20, address=(s,)) for s in (0, 1))
-    assert not torch.equal(a.head.weight, b.head.weight)
-    wide = new_encoder(TrainConstants(**TINY.model_dump() | dict(dim=600)))
-    with pytest.raises(ValueError, match='at most the 512'): principal_head(wide, images)
 
 
 # ---- the search

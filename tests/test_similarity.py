@@ -80,6 +80,19 @@ def test_binary_is_membership_in_the_batch_and_quality_elsewhere():
     assert 0 < s.mean() < 1
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(A=st.integers(1, 7), B=st.integers(1, 6), d=st.integers(1, 8), n_alpha=st.floats(0.5, 8),
+       seed=st.integers(0, 999))
+def test_without_dimensions_distance_alone_decides(A, B, d, n_alpha, seed):
+    "The control of docs/method.md, section 4, with the loop of pairs; of points with themselves, and with proxies."
+    a, b = (make(n, d, 1, seed, name).points for n, name in ((A, 'a'), (B, 'b')))
+    similarity, proxies = PiecewiseLinear(n_alpha, 0.5), Pieces(b, b.new_zeros(B, d, 0))
+    batch = PiecewiseLinearManifold(0)(a)
+    for s, others in ((similarity(batch), a), (similarity(batch, proxies), b), (similarity(proxies, batch).T, b)):
+        expected = torch.tensor([[(1 + (x - y).norm().item()/2)**-n_alpha for y in others] for x in a]).double()
+        torch.testing.assert_close(s, expected, rtol=0, atol=1e-6)
+
+
 def test_a_similarity_of_ones_own_has_both_directions():
     class Rows(Similarity):
         def directed(self, pieces, others):
