@@ -466,6 +466,7 @@ def save_photos(
     side: int = 256, # S, of the stored squares in pixels (256 published, as the protocols' Resize)
     drop_duplicates: bool = False, # keep equal pixels once in a split; a published protocol counts every file
     scratch: str | Path = 'scratch/photos', # of decoding that was interrupted
+    squeeze: bool = False, # whole images, squeezed to squares (ours); False: their central squares (published)
 ):
     """Decode a data set of photos, the train images in random order; `source` is empty.
 
@@ -483,7 +484,8 @@ def save_photos(
         s = splits[name]
         order = _order(name, len(s.files))
         files = [s.files[i] for i in order]
-        kept = order[write_photos(files, images, side, drop_duplicates=drop_duplicates, scratch=scratch).kept]
+        written = write_photos(files, images, side, None, drop_duplicates, squeeze, scratch)
+        kept = order[written.kept]
         _save(labels, s.labels[kept])
         row = np.full(len(s.files), -1) # of each file; an image that could not be decoded is in no round
         row[kept] = np.arange(len(kept))

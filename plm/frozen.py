@@ -4,7 +4,7 @@
 
 # %% ../nbs/32_frozen.ipynb #bf29245a
 from __future__ import annotations
-import contextlib, io, json, os, sys, tempfile, timeit
+import contextlib, io, itertools, json, os, sys, tempfile, timeit
 from collections.abc import Iterable
 from pathlib import Path
 import torch
@@ -32,11 +32,13 @@ class FrozenConstants(Constants):
     device: str # auto, cpu, cuda, ...
     workers: int | None = Field(ge=1) # runs side by side, one thread each; None: as many as `run_jobs` finds right
     side: int = Field(ge=16) # S, of the stored squares, in pixels (published: 256)
+    squeeze: bool # whole photos, squeezed to squares (ours); False: their central squares (published)
     val_every: int = Field(ge=2) # every so many-th training class becomes val (ours)
     views: int = Field(ge=1) # V, stored views of each train image (ours)
     train: TrainConstants # backbone, weights, crop, precision make the features; dim, epochs, batch_size train on them
     method: dict[str, SerializeAsAny[Constants]] # name of a method -> its constants
-    settings: dict[str, dict] = Field(min_length=1) # name -> what it changes: method (plm), dim, constants
+    settings: dict[str, dict] = Field(min_length=1) # name -> what it changes: method (plm), dim, whiten, constants
+    tries: dict[str, list[dict]] # name -> settings to choose from; a list of values is each of them
     controls: list[str] # settings that the others are compared with, seed by seed
 
     @model_validator(mode='after')
@@ -46,7 +48,7 @@ class FrozenConstants(Constants):
         if self.train.backbone == 'convnet':
             raise ValueError("train.backbone = convnet reads small grey images only. Choose one such as googlenet.")
         for name in self.controls: one_of(name, self.settings, 'setting in controls')
-        self.chosen(self.train.dim)
+        self.chosen(self.train.dim), self.tried(self.train.dim)
         return self
 
     def chosen(self,
@@ -54,11 +56,25 @@ class FrozenConstants(Constants):
         study: str = '', # what the settings are a study of: the data set
     ) -> list[Setting]: # in the order of the file
         "The settings, checked. `ValueError` names the one that is wrong."
+        return self._checked(self.settings, features, study)
+
+    def tried(self, features: int, study: str = '') -> list[Setting]: # as in `chosen`
+        "The settings among which each method's constants are chosen on val."
+        found = {}
+        for name, changes in self.tries.items():
+            for change in changes:
+                lists = {k: v for k, v in change.items() if isinstance(v, list) and k != 'terms'}
+                for values in itertools.product(*lists.values()):
+                    own = change | dict(zip(lists, values))
+                    found[f"{name}: {' '.join(f'{k}={v}' for k, v in own.items() if k != 'method')}"] = own
+        return self._checked(found, features, study)
+
+    def _checked(self, settings, features, study):
         found = []
-        for name, change in self.settings.items():
-            where, own = f'setting {name!r}', {k: v for k, v in change.items() if k not in ('method', 'dim')}
-            dim = change.get('dim', self.train.dim)
-            shared = self.train.model_dump() | dict(dim=features if dim is None else dim)
+        for name, change in settings.items():
+            where, own = f'setting {name!r}', {k: v for k, v in change.items() if k not in ('method', 'dim', 'whiten')}
+            shared = self.train.model_dump() | {k: change[k] for k in ('dim', 'whiten') if k in change}
+            if shared['dim'] is None: shared['dim'] = features
             try:
                 method = one_of(change.get('method', 'plm'), self.method, 'method')
                 constants = read_constants(METHODS[method].Constants, self.method[method].model_dump() | own, where)
@@ -69,11 +85,15 @@ class FrozenConstants(Constants):
         return found
 
 def load_frozen(
+    dataset: str, # whose constants: what the section of this name says differs
     path: str | Path = 'pipelines/frozen/params.yaml', # the file
 ) -> FrozenConstants:
     "Read and check the constants. `FileNotFoundError` or `ValueError` name the file and the entry that is wrong."
-    raw = read_yaml(path)
-    method = {name: read_constants(METHODS[name].Constants, raw.pop(name), name) for name in METHODS if name in raw}
+    raw, method = read_yaml(path), {}
+    own = {name: raw.pop(name) for name in ('cars', 'grocery') if name in raw}.get(dataset) or {}
+    for name in own: one_of(name, METHODS, f'method in {dataset}')
+    for name in METHODS:
+        if name in raw: method[name] = read_constants(METHODS[name].Constants, raw.pop(name) | own.get(name, {}), name)
     if 'train' in raw: raw['train'] = read_constants(TrainConstants, raw['train'], 'train')
     return read_constants(FrozenConstants, raw | dict(method=method), os.fspath(path))
 
@@ -109,7 +129,7 @@ def begin_frozen(
         if folder: folder = os.path.abspath(os.path.expanduser(folder))
         elif listing.exists(): folder = json.loads(listing.read_text())['folder']
         if not folder and name not in PHOTOS: raise ValueError(f"name the photos: make {name} FOLDER=/my/{name}")
-        p = load_frozen(params)
+        p = load_frozen(name, params)
         splits, device = photo_splits('folder' if folder else name, p.val_every, folder or None), pick_device(p.device)
         files = [file for split in splits.values() for file in split.files]
         states = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]

@@ -85,9 +85,10 @@ class PhotoAugment:
         return F.grid_sample(as_input(images), grid, padding_mode='border', align_corners=False)
 
 # %% ../nbs/01_images.ipynb #6b098cff
-@dataclass(frozen=True)
 class StoredViews:
-    "Of stored features, those of a random view (ours)."
+    "Of stored features, those of a random view (ours). Two draws in a row from the same batch differ, if they can."
+    last = None, None # a batch, and which views of it were drawn
+
     def __call__(
         self,
         images: Tensor, # (B, 1 + V, F) floating; row 0 is the plain image
@@ -97,7 +98,11 @@ class StoredViews:
         B, n = images.shape[:2]
         if n < 2: raise ValueError("only the plain image is stored, and no view of it: store some (views), or train "
                                    "with a method that sees none.")
-        view = torch.randint(1, n, (B,), generator=g).to(images.device, non_blocking=True)
+        batch, before = self.last
+        if batch is images and n > 2: view = 1 + (before + torch.randint(n - 2, (B,), generator=g)) % (n - 1)
+        else: view = torch.randint(1, n, (B,), generator=g)
+        self.last = images, view
+        view = view.to(images.device, non_blocking=True)
         return images[torch.arange(B, device=images.device), view].float()
 
 # %% ../nbs/01_images.ipynb #c49acd9f

@@ -180,19 +180,20 @@ class Decoded(NamedTuple):
 def decode_image(
     path: str | Path, # an image file
     side: int = 256, # S, side of the result in pixels, at least 16 (256 published, as the protocols' Resize)
+    squeeze: bool = False, # True: the whole image, squeezed to a square (ours); False: its central square (published)
 ) -> Decoded:
-    """Decode one image: upright, RGB, short side to `side`, the central square.
+    """Decode one image: upright, RGB, a square of `side` pixels.
 
     Never raises for what is in the file; `ValueError` for a wrong `side`."""
     _check_side(side)
-    with _quiet(): return _decode(Path(path), side)
+    with _quiet(): return _decode(Path(path), side, squeeze)
 
 def _check_side(side):
     if isinstance(side, int) and side >= MIN_SIDE: return
     raise ValueError(f"side must be a whole number of pixels, at least {MIN_SIDE}, got {side!r}.")
 
-def _decode(path, side):
-    try: return _read(path, side)
+def _decode(path, side, squeeze):
+    try: return _read(path, side, squeeze)
     except UnidentifiedImageError:
         if path.suffix.lower() not in _FOREIGN: return Decoded(None, 'not an image: no format that Pillow reads')
         return Decoded(None, f'no reader: Pillow alone cannot decode {path.suffix}; convert it to JPEG or PNG')
@@ -202,7 +203,7 @@ def _decode(path, side):
         if isinstance(e, OSError) and e.errno: return Decoded(None, f'unreadable: {e.strerror}')
         return Decoded(None, f"broken: {' '.join(str(e).split()) or type(e).__name__}")
 
-def _read(path, side):
+def _read(path, side, squeeze):
     info, notes = path.stat(), []
     if not stat.S_ISREG(info.st_mode): return Decoded(None, 'unreadable: not a file')
     if not info.st_size: return Decoded(None, 'broken: empty file (0 bytes)')
@@ -221,15 +222,16 @@ def _read(path, side):
         if deep and im.mode[0] not in 'IF': notes.append('16-bit colour scaled to 8 bits') # Pillow keeps the upper byte
         rgb = _as_rgb(im, notes)
     if turned in _UPRIGHT: notes.append('turned upright by EXIF')
-    return Decoded(_square(rgb, side, orientation), '; '.join(notes))
+    return Decoded(_square(rgb, side, orientation, squeeze), '; '.join(notes))
 
 def _orientation(im):
     try: return im.getexif().get(_ORIENTATION, 1)
     except Exception: return 1 # damaged EXIF; the pixels may be fine
 
-def _square(rgb, side, orientation):
+def _square(rgb, side, orientation, squeeze):
     (w, h), m = rgb.size, min(rgb.size)
-    small = rgb.resize((side, side), Image.Resampling.BILINEAR, box=((w - m)/2, (h - m)/2, (w + m)/2, (h + m)/2))
+    box = None if squeeze else ((w - m)/2, (h - m)/2, (w + m)/2, (h + m)/2)
+    small = rgb.resize((side, side), Image.Resampling.BILINEAR, box)
     if orientation in _UPRIGHT: small = small.transpose(Image.Transpose[_UPRIGHT[orientation]]) # cheaper after cutting
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 
@@ -269,6 +271,7 @@ def write_photos(
     side: int = 256, # S in pixels, at least 16 (256 published, as the protocols' Resize)
     workers: int | None = None, # threads; default: one for each core that this process may use
     drop_duplicates: bool = True, # keep equal pixels once; False for a protocol that counts every file (ours)
+    squeeze: bool = False, # whole images, squeezed to squares, as in `decode_image`
     scratch: str | Path | None = None, # folder of the unfinished file, on the disk of `out`; default: beside it
 ) -> Written:
     """Decode all files into one array of any size; a few photos are in memory at a time. A killed run goes on.
@@ -277,14 +280,14 @@ def write_photos(
     or none could be decoded; `OSError` (ENOSPC) that says how much is needed if the disk is too small."""
     files, out, scratch, workers = _checked(files, out, side, workers, scratch)
     part, state = (scratch/f'.{out.name}.{kind}' for kind in ('part', 'state'))
-    fingerprint, name = _fingerprint(files, side, drop_duplicates), _names(files)
+    fingerprint, name = _fingerprint(files, side, drop_duplicates, squeeze), _names(files)
     images, done = _resume(part, state, fingerprint) or (_reserve(part, len(files), side), [])
     def commit():
         images.flush() # the rows first
         with whole_file(state) as tmp: tmp.write_text(json.dumps([fingerprint, *done]))
     row, committed = sum(digest is not None for digest, _ in done), time.monotonic()
     with _quiet(), ThreadPoolExecutor(workers) as pool:
-        decoded = _in_order(pool, files[len(done):], side, _AHEAD*workers)
+        decoded = _in_order(pool, files[len(done):], side, squeeze, _AHEAD*workers)
         decoded = _without_twins(decoded, done, name, drop_duplicates)
         for pixels, note, digest in progress(decoded, 'decoding photos', len(files) - len(done)):
             if digest is not None:
@@ -303,10 +306,10 @@ def write_photos(
     kept = np.array([i for i, (digest, _) in enumerate(done) if digest], np.int64)
     return Written(kept, {i: note for i, (_, note) in enumerate(done) if note})
 
-def _in_order(pool, files, side, ahead):
+def _in_order(pool, files, side, squeeze, ahead):
     "Yield (pixels, note, sum) for each file in order; at most `ahead` are under way."
     def work(file):
-        pixels, note = _decode(file, side)
+        pixels, note = _decode(file, side, squeeze)
         return pixels, note, None if pixels is None else hashlib.blake2b(pixels, digest_size=16).hexdigest()
     files, waiting = iter(files), deque()
     while True:
@@ -381,7 +384,7 @@ def _report(out, done, name):
         table.writerows([name(i), 'yes' if digest else 'no', note] for i, (digest, note) in enumerate(done) if note)
     return report
 
-def _fingerprint(files, side, drop_duplicates):
+def _fingerprint(files, side, drop_duplicates, squeeze):
     "Of everything that decides the array."
     deciding = _open, _decode, _read, _square, _as_rgb, _grey_as_rgb, _without_twins, write_photos
     code = [inspect.getsource(f) for f in deciding]

@@ -89,8 +89,10 @@ def principal_head(
     images: Tensor, # (N, 3, S, S) uint8, the photos
     at_most: int = 10_000, # photos that are looked at, drawn at random (ours)
     address: tuple = (0,), # of the draw
+    whiten: float = 0., # each component is divided by its standard deviation to this power; 0: by nothing, 1: all even
 ) -> Encoder: # the same encoder
-    "Let the head begin with the features' principal components. `ValueError` if these are fewer than its outputs."
+    """Let the head begin with the features' principal components (with `whiten`: Jégou and Chum, ECCV 2012).
+    `ValueError` if these are fewer than its outputs."""
     some = torch.randperm(len(images), generator=generator_at('principal head', *address))[:at_most].sort().values
     if len(some) < len(images): images = images[some]
     f, head = embed(Features(encoder), images, desc='embedding: backbone').double(), encoder.head
@@ -98,8 +100,9 @@ def principal_head(
         raise ValueError(f"train.dim = {head.out_features} must be at most the {f.shape[1]} features of "
                          f"{type(encoder.backbone).__name__}.")
     middle = f.mean(0)
-    axes = torch.linalg.eigh((f - middle).T @ (f - middle))[1].flip(1)[:, :head.out_features] # largest variance first
+    variance, axes = (e.flip(-1)[..., :head.out_features] for e in torch.linalg.eigh((f - middle).T @ (f - middle)))
     axes *= axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign() # an axis has two directions: always the same
+    axes *= (variance/variance[0]).clamp(min=1e-6)**(-whiten/2) # what has no variance stays small
     head.weight.copy_(axes.T)
     head.bias.copy_(-axes.T @ middle)
     return encoder
@@ -166,6 +169,7 @@ def features_encoder(
     dim: int | None = None, # d, length of the embedding; None: F, all of them
     hidden: int = 512, # width of the correction, as in `FeatureNet`
     address: tuple = (0,), # of the random initial weights
+    whiten: float = 0., # as in `principal_head`
 ) -> Encoder: # on the device of the images
     "An encoder of stored features that begins with their principal components. `ValueError` if `dim` is above F."
     x = as_input(images).double()
@@ -173,6 +177,6 @@ def features_encoder(
     net, middle = encoder.backbone, x.mean(0)
     net.mean.copy_(middle)
     net.scale.copy_((x - middle).norm(dim=1).mean())
-    principal_head(encoder, images, len(images))
+    principal_head(encoder, images, len(images), whiten=whiten)
     encoder.head.bias.zero_() # the middle is 0 already, up to rounding
     return encoder

@@ -52,7 +52,7 @@ class FrozenData(RunData):
     def state(self, seed: int) -> dict[str, Tensor]: return {}
 
     def start(self, train: TrainConstants, seed: int) -> Encoder:
-        return features_encoder(self.images('train'), train.dim, address=(seed,))
+        return features_encoder(self.images('train'), train.dim, address=(seed,), whiten=train.whiten or 0.)
 
 # %% ../nbs/21_runs.ipynb #b9497973
 def train_run(

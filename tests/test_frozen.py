@@ -31,7 +31,7 @@ def params(path, train={}, **change):
 # ---- what is read
 
 def test_our_constants_hold_the_controls():
-    p = load_frozen(OURS)
+    p = load_frozen('cars', OURS)
     settings = {s.name: s for s in p.chosen(1280, 'cars')}
     assert list(settings) == list(p.settings) and {s.study for s in settings.values()} == {'cars'}
     assert settings['pretrained, all features'].train.dim == 1280 and settings['pretrained'].train == p.train
@@ -56,7 +56,7 @@ def test_our_constants_hold_the_controls():
     (dict(settings={'a': {'m': 9}}, controls=[]), "setting 'a': .*m = 9"),
     (dict(settings={'a': {'method': 'stml', 'k': 3}}, controls=[]), "setting 'a': k = 3 must be below, and divide")])
 def test_mistakes_are_named(tmp_path, change, words):
-    with pytest.raises(ValueError, match=words): load_frozen(params(tmp_path/'params.yaml', **change))
+    with pytest.raises(ValueError, match=words): load_frozen('cars', params(tmp_path/'params.yaml', **change))
 
 
 # ---- what runs
@@ -75,7 +75,7 @@ def data(tmp_path):
 
 
 def test_every_setting_runs_once_and_as_it_does_alone(data, tmp_path):
-    p = load_frozen(params(tmp_path/'params.yaml'))
+    p = load_frozen('cars', params(tmp_path/'params.yaml'))
     settings = p.chosen(12, 'toy')
     rows = run_settings(settings, p.train, p.seeds, 1, 'cpu', data, tmp_path/'scratch', 'toy')
     assert len(rows) == len(settings)*2*10
@@ -96,7 +96,7 @@ def test_other_features_or_labels_are_other_runs(data, tmp_path, what, monkeypat
         for file, (_, arguments) in jobs.items():
             if not file.exists(): function(file, *arguments)
     monkeypatch.setattr(ablation, 'run_jobs', here) # no process has to start
-    p = load_frozen(params(tmp_path/'params.yaml', settings={'pretrained': {'method': 'pretrained'}}, controls=[]))
+    p = load_frozen('cars', params(tmp_path/'params.yaml', settings={'pretrained': {'method': 'pretrained'}}, controls=[]))
     def run(): return run_settings(p.chosen(12), p.train, [0], 1, 'cpu', data, tmp_path/'scratch')
     rows = run()
     file = Path(data.folder)/what
@@ -105,7 +105,7 @@ def test_other_features_or_labels_are_other_runs(data, tmp_path, what, monkeypat
 
 
 def test_the_estimate_grows_with_images_and_epochs(tmp_path):
-    settings = {s.name: s for s in load_frozen(params(tmp_path/'params.yaml')).chosen(12)}
+    settings = {s.name: s for s in load_frozen('cars', params(tmp_path/'params.yaml')).chosen(12)}
     assert run_seconds(settings['pretrained'], 12, 2, 1000) == 0
     threads = torch.get_num_threads()
     assert 0 < run_seconds(settings['plm'], 12, 2, 100) < run_seconds(settings['plm'], 12, 2, 10_000)
