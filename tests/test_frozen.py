@@ -21,7 +21,8 @@ SMALL = dict(backbone='resnet18', weights='none', dim=8, crop=32, epochs=2, batc
 def params(path, train={}, **change):
     "Our constants at toy size, some of them changed."
     raw = yaml.safe_load(OURS.read_text())
-    raw |= dict(seeds=[0, 1], device='cpu', side=40, val_every=2, views=2, workers=1) | change
+    raw |= dict(seeds=[0, 1], device='cpu', side=40, val_every=2, views=2, workers=1,
+                tries={}) | change
     raw['train'] |= SMALL | train
     raw['plm'] |= dict(n_proxies=5, max_neighbors=8, lr=0.03) # so large that two epochs of a toy change something
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
@@ -34,11 +35,11 @@ def test_our_constants_hold_the_controls():
     p = load_frozen('cars', OURS)
     settings = {s.name: s for s in p.chosen(1280, 'cars')}
     assert list(settings) == list(p.settings) and {s.study for s in settings.values()} == {'cars'}
-    assert settings['pretrained, all features'].train.dim == 1280 and settings['pretrained'].train == p.train
+    assert settings['pretrained, all features'].train.dim == 1280 and settings['pretrained, whitened'].train == p.train
     assert settings['plm'].constants == p.method['plm'] and settings['stml, plain'].constants.view == 'plain'
     own, control = (settings[name].constants for name in ('plm', 'distance alone'))
     assert own.model_copy(update={'similarity': 'distance'}) == control # nothing else differs
-    assert set(p.controls) == {'pretrained', 'distance alone'}
+    assert set(p.controls) == {'pretrained, whitened', 'distance alone'}
 
 
 @pytest.mark.parametrize('change, words', [
@@ -54,9 +55,25 @@ def test_our_constants_hold_the_controls():
     (dict(settings={'a': {'detla': 2}}, controls=[]), "setting 'a': detla is not a parameter. Did you mean 'delta'"),
     (dict(settings={'a': {'dim': 0}}, controls=[]), "setting 'a': dim: .*greater than or equal to 1, got 0"),
     (dict(settings={'a': {'m': 9}}, controls=[]), "setting 'a': .*m = 9"),
-    (dict(settings={'a': {'method': 'stml', 'k': 3}}, controls=[]), "setting 'a': k = 3 must be below, and divide")])
+    (dict(settings={'a': {'method': 'stml', 'k': 3}}, controls=[]), "setting 'a': k = 3 must be below, and divide"),
+    (dict(settings={'a': {'whiten': 2}}, controls=[]), "setting 'a': whiten: .*less than or equal to 1, got 2"),
+    (dict(tries={'a': [{'k': [4, 3]}]}), "setting 'a: k=3': k = 3 must be below, and divide"),
+    (dict(cars={'plmm': {}}), "unknown method in cars 'plmm'. Did you mean 'plm'"),
+    (dict(cars={'plm': {'detla': 1}}), "plm.detla is not a parameter. Did you mean 'delta'")])
 def test_mistakes_are_named(tmp_path, change, words):
     with pytest.raises(ValueError, match=words): load_frozen('cars', params(tmp_path/'params.yaml', **change))
+
+
+def test_a_data_set_has_its_own_constants_and_lists_are_all_tried(tmp_path):
+    file = params(tmp_path/'params.yaml', cars={'plm': {'n_alpha': 7}}, tries={
+        'a': [{'n_alpha': [4, 5], 'n_beta': [0, 1], 'k': 4}, {'terms': ['point']}], 'b': [{'method': 'simclr'}]})
+    cars, grocery = (load_frozen(name, file) for name in ('cars', 'grocery'))
+    assert cars.method['plm'] == grocery.method['plm'].model_copy(update={'n_alpha': 7})
+    tried = {s.name: s for s in cars.tried(12, 'cars')}
+    assert list(tried) == [f'a: n_alpha={a} n_beta={b} k=4' for a in (4, 5) for b in (0, 1)] + ["a: terms=['point']", 'b: ']
+    assert tried['a: n_alpha=5 n_beta=0 k=4'].constants == cars.method['plm'].model_copy(
+        update=dict(n_alpha=5, n_beta=0, k=4))
+    assert tried["a: terms=['point']"].constants.terms == ['point'] and tried['b: '].method == 'simclr'
 
 
 # ---- what runs
@@ -86,7 +103,7 @@ def test_every_setting_runs_once_and_as_it_does_alone(data, tmp_path):
         alone = run_setting(s.method, s.constants, s.train, 1, data, scratch=tmp_path/'alone')
         assert alone == {r['metric']: r['value'] for r in rows if (r['setting'], r['seed']) == (s.name, 1)}
     value = {(r['setting'], r['seed'], r['metric']): r['value'] for r in rows}
-    assert value['pretrained', 0, 'map_at_r'] == value['pretrained', 1, 'map_at_r'] # the start has no seed
+    assert value['pretrained, whitened', 0, 'map_at_r'] == value['pretrained, whitened', 1, 'map_at_r'] # the start has no seed
     assert value['plm', 0, 'map_at_r'] != value['plm', 1, 'map_at_r'] != value['distance alone', 1, 'map_at_r']
 
 
@@ -106,7 +123,7 @@ def test_other_features_or_labels_are_other_runs(data, tmp_path, what, monkeypat
 
 def test_the_estimate_grows_with_images_and_epochs(tmp_path):
     settings = {s.name: s for s in load_frozen('cars', params(tmp_path/'params.yaml')).chosen(12)}
-    assert run_seconds(settings['pretrained'], 12, 2, 1000) == 0
+    assert run_seconds(settings['pretrained, whitened'], 12, 2, 1000) == 0
     threads = torch.get_num_threads()
     assert 0 < run_seconds(settings['plm'], 12, 2, 100) < run_seconds(settings['plm'], 12, 2, 10_000)
     assert torch.get_num_threads() == threads
@@ -223,7 +240,9 @@ def test_constants_that_decide_are_watched():
     "Each entry of the file is a parameter of a stage, but for those that decide no figure."
     text = yaml.safe_load((ROOT/'pipelines/frozen/dvc.yaml').read_text())['stages']
     watched = {name for stage in text.values() for of in stage['params'] for names in of.values() for name in names}
-    assert {name.split('.')[0] for name in watched} == set(yaml.safe_load(OURS.read_text())) - {'device', 'workers'}
+    assert '${item.dataset}' in watched # its own section
+    watched |= {'cars', 'grocery'}
+    assert {name.split('.')[0] for name in watched} - {'${item'} == set(yaml.safe_load(OURS.read_text())) - {'device', 'workers'}
     assert set(METHODS) <= watched
 
 
