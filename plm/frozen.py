@@ -48,7 +48,7 @@ class FrozenConstants(Constants):
         if self.train.backbone == 'convnet':
             raise ValueError("train.backbone = convnet reads small grey images only. Choose one such as googlenet.")
         for name in self.controls: one_of(name, self.settings, 'setting in controls')
-        self.chosen(self.train.dim), self.tried(self.train.dim)
+        self.chosen(self.train.dim)
         return self
 
     def chosen(self,
@@ -85,13 +85,15 @@ class FrozenConstants(Constants):
         return found
 
 def load_frozen(
-    dataset: str, # whose constants: what the section of this name says differs
+    dataset: str, # whose constants: what the section of this name says differs; '': what is common to all
     path: str | Path = 'pipelines/frozen/params.yaml', # the file
 ) -> FrozenConstants:
     "Read and check the constants. `FileNotFoundError` or `ValueError` name the file and the entry that is wrong."
     raw, method = read_yaml(path), {}
+    settings = raw.get('settings') or {}
     own = {name: raw.pop(name) for name in ('cars', 'grocery') if name in raw}.get(dataset) or {}
-    for name in own: one_of(name, METHODS, f'method in {dataset}')
+    for name in own: one_of(name, (*METHODS, *settings), f'method or setting in {dataset}')
+    for name in set(own) & set(settings) - set(METHODS): settings[name] = settings[name] | own[name]
     for name in METHODS:
         if name in raw: method[name] = read_constants(METHODS[name].Constants, raw.pop(name) | own.get(name, {}), name)
     if 'train' in raw: raw['train'] = read_constants(TrainConstants, raw['train'], 'train')
