@@ -38,3 +38,24 @@ def simulated_walk(z, k, alpha, start, walks, rng):
         while rng.random() < alpha: here = joined[here][rng.integers(len(joined[here]))]
         ends[here] += 1
     return ends/walks, np.array([len(joined[i]) for i in range(len(z))])
+
+
+def piece_worth(z, labels, k, m, last, bins, centred, n_alpha, n_beta):
+    "Purity of the k nearest, and the three areas by counting pairs of a same-class neighbour and another one."
+    z, rows, purity = np.asarray(z, dtype=np.float64), [], []
+    for i in range(len(z)):
+        near = nearest_others(z, i, last)
+        purity += [labels[j] == labels[i] for j in near[:k]]
+        base = np.mean([z[j] for j in [*near[:k], i]], axis=0) if centred else z[i]
+        basis = np.linalg.svd(np.stack([z[j] - base for j in near[:k]]))[2][:m]
+        for j in near[k:]:
+            delta = z[j] - z[i]
+            p, d = np.linalg.norm(basis@delta), np.linalg.norm(delta)
+            s = (1 + math.sqrt(max(d*d - p*p, 0))/2)**-n_alpha*(1 + p)**-n_beta
+            rows.append((-d, s, (p/d)**2, labels[j] == labels[i]))
+    def area(of, column): # share of pairs in the right order
+        yes, no = ([r[column] for r in of if r[3] == kind] for kind in (True, False))
+        return sum((a > b) + (a == b)/2 for a in yes for b in no), len(yes)*len(no)
+    found = {name: np.divide(*area(rows, c)) for c, name in enumerate(('distance', 'similarity'))}
+    parts = [area([rows[j] for j in part], 2) for part in np.array_split(np.argsort([r[0] for r in rows], kind='stable'), bins)]
+    return found | dict(share=sum(a for a, _ in parts)/sum(n for _, n in parts), purity=np.mean(purity))

@@ -7,7 +7,8 @@ from sklearn.cluster import AgglomerativeClustering, KMeans
 from torch.nn.functional import normalize
 import reference_estimates as reference
 from plm.estimates import (NAMES, PUBLISHED, Estimate, batch_estimates, difference, epoch_of_batches, estimate_table,
-                           nearest_groups, quality, random_walk_similarity, same_cluster, set_estimates)
+                           nearest_groups, piece_worth, quality, random_walk_similarity, same_cluster,
+                           set_estimates)
 from plm.manifold import PiecewiseLinearManifold
 from plm.similarity import Binary, PiecewiseLinear
 
@@ -249,3 +250,48 @@ def test_cuda_gives_the_estimates_of_the_cpu():
         if e.groups is not None: assert g.is_cuda and torch.equal(g.cpu(), e.groups), name
         if e.similarity is not None: torch.testing.assert_close(s.cpu(), e.similarity, atol=2e-3, rtol=0)
     assert all(b.is_cuda for b in epoch_of_batches(z.cuda(), 20, 5))
+
+
+# ---- what a piece is worth
+
+def clouds(n=40, d=5, classes=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    return torch.randn(classes, d, generator=g)[labels] + 0.8*torch.randn(n, d, generator=g), labels
+
+
+@pytest.mark.parametrize('centred', [False, True])
+@pytest.mark.parametrize('k, m, last, bins, dtype', [(5, 2, 20, 6, torch.float32), (3, 3, 39, 1, torch.float64)])
+def test_piece_worth_by_counting_pairs(k, m, last, bins, dtype, centred):
+    z, labels = clouds()
+    found = piece_worth(z.to(dtype), labels, k, m, last, bins, centred, PiecewiseLinear(6, 0.5))
+    wanted = reference.piece_worth(z, labels.tolist(), k, m, last, bins, centred, 6, 0.5)
+    assert found == pytest.approx(wanted, abs=1e-9)
+
+
+def test_piece_worth_of_rotated_points_is_the_same_and_of_random_labels_nothing():
+    z, labels = clouds(300, 8, 6)
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1))).Q
+    own = piece_worth(z.double(), labels, last=60)
+    assert piece_worth(z.double() @ turn.double(), 5 - labels, last=60) == pytest.approx(own, abs=1e-6)
+    shuffled = labels[torch.randperm(300, generator=torch.Generator().manual_seed(2))]
+    assert all(abs(v - 0.5) < 0.04 for name, v in piece_worth(z, shuffled, last=60).items() if name != 'purity')
+
+
+def test_piece_worth_of_crossing_lines_is_great():
+    "Three lines through one region: distance tells little there, the direction all."
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(150) % 3
+    along = torch.eye(3)[labels]*torch.rand(150, 1, generator=g)
+    found = piece_worth(along + 0.002*torch.randn(150, 3, generator=g), labels, k=5, m=1, last=100)
+    assert found['share'] > 0.9 and found['similarity'] > found['distance']
+
+
+@pytest.mark.parametrize('how, words', [
+    (dict(last=40), 'last < N = 40 points'), (dict(k=20, last=20), 'k < last'), (dict(m=6, k=5, last=20), 'm <= k'),
+    (dict(m=0, last=20), '1 <= m'), (dict(last=20, labels=torch.zeros(40)), 'all pairs are of one class'),
+    (dict(last=20, labels=torch.arange(40)), 'or none is')])
+def test_piece_worth_names_what_is_wrong(how, words):
+    z, labels = clouds()
+    with pytest.raises(ValueError, match=words): piece_worth(z, **{'labels': labels} | how)
+    with pytest.raises(ValueError, match='NaN'): piece_worth(z*float('nan'), labels, last=20)
