@@ -57,5 +57,6 @@ def piece_worth(z, labels, k, m, last, bins, centred, n_alpha, n_beta):
         yes, no = ([r[column] for r in of if r[3] == kind] for kind in (True, False))
         return sum((a > b) + (a == b)/2 for a in yes for b in no), len(yes)*len(no)
     found = {name: np.divide(*area(rows, c)) for c, name in enumerate(('distance', 'similarity'))}
-    parts = [area([rows[j] for j in part], 2) for part in np.array_split(np.argsort([r[0] for r in rows], kind='stable'), bins)]
+    order = np.argsort([r[0] for r in rows], kind='stable')
+    parts = [area([rows[j] for j in part], 2) for part in np.array_split(order, bins)]
     return found | dict(share=sum(a for a, _ in parts)/sum(n for _, n in parts), purity=np.mean(purity))
