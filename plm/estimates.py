@@ -192,7 +192,7 @@ def difference(
     a, b = by_seed(first), by_seed(second)
     return [a[seed] - b[seed] for seed in a if seed in b]
 
-# %% ../nbs/24_estimates.ipynb #0cae5991
+# %% ../nbs/24_estimates.ipynb #bdfdd594
 def piece_gain(
     z: Tensor, # (N, d) embeddings of the whole set, N > band
     labels: Tensor, # (N,) classes, at least two
@@ -213,13 +213,15 @@ def piece_gain(
         raise ValueError(f"labels must be one for each of {len(z)} points and of two classes or more, got shape "
                          f"{tuple(labels.shape)} and {len(labels.unique())}.")
     similarity, manifold = similarity or PiecewiseLinear(), PiecewiseLinearManifold(m, None, k)
-    z, near, found = z.detach(), nearest_neighbors(z.detach(), band), []
+    z, near = z.detach(), nearest_neighbors(z.detach(), band)
+    found = torch.empty(3, len(z), band - k, dtype=torch.double) # filled in place: small pieces would scatter the heap
     for i, row in enumerate(near):
         around = manifold(torch.cat([z[i:i + 1], z[row[:k]]]).double())
         piece, others = Pieces(around.points[:1], around.basis[:1]), z[row[k:]].double()
         graded = similarity.directed(piece, Pieces(others, others.new_zeros(*others.shape, 1)))
-        found.append(torch.cat([piece.squared_lengths(others)[1], graded, piece.quality(others)]).cpu())
-    distance2, grade, share = torch.cat(found, 1).numpy()
+        found[:, i] = torch.cat([piece.squared_lengths(others)[1], graded, piece.quality(others)])
+    distance2, grade, share = found.flatten(1).numpy()
+    share = share.round(9) # what rounding leaves of equal shares is no order
     alike = (labels.to(z.device)[near] == labels.to(z.device)[:, None]).cpu()
     same, order = alike[:, k:].flatten().numpy(), distance2.argsort(kind='stable')
     def area(score, pairs): return roc_auc_score(same[pairs], score[pairs])

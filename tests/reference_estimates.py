@@ -38,3 +38,30 @@ def simulated_walk(z, k, alpha, start, walks, rng):
         while rng.random() < alpha: here = joined[here][rng.integers(len(joined[here]))]
         ends[here] += 1
     return ends/walks, np.array([len(joined[i]) for i in range(len(z))])
+
+
+def area(same, score):
+    "Of all pairs of one that is the same and one that is not: how often the first scores higher; a tie is a half."
+    ours, theirs = [s for y, s in zip(same, score) if y], [s for y, s in zip(same, score) if not y]
+    return sum((a > b) + (a == b)/2 for a in ours for b in theirs)/(len(ours)*len(theirs))
+
+
+def piece_gain(z, labels, k, m, band, bins, n_alpha=3, n_beta=0.5):
+    "Each point's piece by an SVD of the differences to its k nearest; it judges those of rank k + 1 to band."
+    z, pure, pairs = np.asarray(z, dtype=np.float64), [], []
+    for i in range(len(z)):
+        near = nearest_others(z, i, band)
+        pure += [labels[j] == labels[i] for j in near[:k]]
+        basis = np.linalg.svd(z[near[:k]] - z[i], full_matrices=False)[2][:m]
+        for j in near[k:]:
+            delta = z[j] - z[i]
+            d, p = math.sqrt(delta @ delta), math.sqrt(((basis @ delta)**2).sum())
+            o = math.sqrt(max(d**2 - p**2, 0))
+            pairs.append((d, (1 + o/2)**-n_alpha*(1 + p)**-n_beta, round((p/d)**2, 9), labels[i] == labels[j]))
+    distance, grade, share, same = zip(*sorted(pairs, key=lambda pair: pair[0])) # equal ones stay in their order
+    areas = []
+    for part in np.array_split(np.arange(len(pairs)), bins):
+        kinds = [same[i] for i in part]
+        if any(kinds) and not all(kinds): areas.append(area(kinds, [share[i] for i in part]))
+    return dict(purity=np.mean(pure), area_distance=area(same, [-d for d in distance]),
+                area_similarity=area(same, grade), area_share=np.mean(areas))
