@@ -184,7 +184,7 @@ d = { 'settings': {'doc_baseurl': '/plm', 'doc_host': 'https://plm.github.io', '
                                'plm.estimates.epoch_of_batches': ('estimates.html#epoch_of_batches', 'plm/estimates.py'),
                                'plm.estimates.estimate_table': ('estimates.html#estimate_table', 'plm/estimates.py'),
                                'plm.estimates.nearest_groups': ('estimates.html#nearest_groups', 'plm/estimates.py'),
-                               'plm.estimates.piece_worth': ('estimates.html#piece_worth', 'plm/estimates.py'),
+                               'plm.estimates.piece_gain': ('estimates.html#piece_gain', 'plm/estimates.py'),
                                'plm.estimates.quality': ('estimates.html#quality', 'plm/estimates.py'),
                                'plm.estimates.random_walk_similarity': ('estimates.html#random_walk_similarity', 'plm/estimates.py'),
                                'plm.estimates.same_cluster': ('estimates.html#same_cluster', 'plm/estimates.py'),

@@ -40,23 +40,29 @@ def simulated_walk(z, k, alpha, start, walks, rng):
     return ends/walks, np.array([len(joined[i]) for i in range(len(z))])
 
 
-def piece_worth(z, labels, k, m, last, bins, centred, n_alpha, n_beta):
-    "Purity of the k nearest, and the three areas by counting pairs of a same-class neighbour and another one."
-    z, rows, purity = np.asarray(z, dtype=np.float64), [], []
+def area(same, score):
+    "Of all pairs of one that is the same and one that is not: how often the first scores higher; a tie is a half."
+    ours, theirs = [s for y, s in zip(same, score) if y], [s for y, s in zip(same, score) if not y]
+    return sum((a > b) + (a == b)/2 for a in ours for b in theirs)/(len(ours)*len(theirs))
+
+
+def piece_gain(z, labels, k, m, band, bins, n_alpha=3, n_beta=0.5, centred=False):
+    "Each point's piece by an SVD of the differences to its k nearest; it judges those of rank k + 1 to band."
+    z, pure, pairs = np.asarray(z, dtype=np.float64), [], []
     for i in range(len(z)):
-        near = nearest_others(z, i, last)
-        purity += [labels[j] == labels[i] for j in near[:k]]
-        base = np.mean([z[j] for j in [*near[:k], i]], axis=0) if centred else z[i]
-        basis = np.linalg.svd(np.stack([z[j] - base for j in near[:k]]))[2][:m]
+        near = nearest_others(z, i, band)
+        pure += [labels[j] == labels[i] for j in near[:k]]
+        around = z[[i, *near[:k]]]
+        basis = np.linalg.svd(around - (around.mean(0) if centred else z[i]), full_matrices=False)[2][:m]
         for j in near[k:]:
             delta = z[j] - z[i]
-            p, d = np.linalg.norm(basis@delta), np.linalg.norm(delta)
-            s = (1 + math.sqrt(max(d*d - p*p, 0))/2)**-n_alpha*(1 + p)**-n_beta
-            rows.append((-d, s, (p/d)**2, labels[j] == labels[i]))
-    def area(of, column): # share of pairs in the right order
-        yes, no = ([r[column] for r in of if r[3] == kind] for kind in (True, False))
-        return sum((a > b) + (a == b)/2 for a in yes for b in no), len(yes)*len(no)
-    found = {name: np.divide(*area(rows, c)) for c, name in enumerate(('distance', 'similarity'))}
-    order = np.argsort([r[0] for r in rows], kind='stable')
-    parts = [area([rows[j] for j in part], 2) for part in np.array_split(order, bins)]
-    return found | dict(share=sum(a for a, _ in parts)/sum(n for _, n in parts), purity=np.mean(purity))
+            d, p = math.sqrt(delta @ delta), math.sqrt(((basis @ delta)**2).sum())
+            o = math.sqrt(max(d**2 - p**2, 0))
+            pairs.append((d, (1 + o/2)**-n_alpha*(1 + p)**-n_beta, round((p/d)**2, 9), labels[i] == labels[j]))
+    distance, grade, share, same = zip(*sorted(pairs, key=lambda pair: pair[0])) # equal ones stay in their order
+    areas = []
+    for part in np.array_split(np.arange(len(pairs)), bins):
+        kinds = [same[i] for i in part]
+        if any(kinds) and not all(kinds): areas.append(area(kinds, [share[i] for i in part]))
+    return dict(purity=np.mean(pure), area_distance=area(same, [-d for d in distance]),
+                area_similarity=area(same, grade), area_share=np.mean(areas))

@@ -1,5 +1,5 @@
 "plm.estimates against plain loops (reference_estimates.py), on cases where the answer is known, and as a protocol."
-import warnings
+import subprocess, sys, warnings
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy.stats import pearsonr
@@ -7,10 +7,9 @@ from sklearn.cluster import AgglomerativeClustering, KMeans
 from torch.nn.functional import normalize
 import reference_estimates as reference
 from plm.estimates import (NAMES, PUBLISHED, Estimate, batch_estimates, difference, epoch_of_batches, estimate_table,
-                           nearest_groups, piece_worth, quality, random_walk_similarity, same_cluster,
-                           set_estimates)
+                           nearest_groups, piece_gain, quality, random_walk_similarity, same_cluster, set_estimates)
 from plm.manifold import PiecewiseLinearManifold
-from plm.similarity import Binary, PiecewiseLinear
+from plm.similarity import Binary, PiecewiseLinear, Similarity
 
 
 def unit(n, d, seed=0): return normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
@@ -176,6 +175,88 @@ def test_restriction_keeps_the_order_asked_for():
     assert cut.similarity.tolist() == [[15, 13], [7, 5]] and cut.groups.tolist() == [[True, True], [False, False]]
 
 
+# ---- what a piece says that distance does not
+
+AREAS = ('area_distance', 'area_similarity', 'area_share')
+
+
+@settings(max_examples=15, deadline=None)
+@given(n=st.integers(12, 20), d=st.integers(3, 6), m=st.integers(1, 3), bins=st.integers(1, 9), seed=st.integers(0, 99))
+def test_piece_gain_is_the_plain_loop(n, d, m, bins, seed):
+    z, labels = unit(n, d, seed), torch.arange(n) % 3
+    for centred in (False, True):
+        found = piece_gain(z, labels, 5, m, 10, bins, centred=centred)
+        wanted = reference.piece_gain(z, labels.tolist(), 5, m, 10, bins, centred=centred)
+        assert found == pytest.approx(wanted, abs=1e-9)
+
+
+def test_piece_gain_judges_any_similarity_by_the_one_piece():
+    class Nearer(Similarity):
+        def directed(self, pieces, others):
+            assert len(pieces.points) == 1 and pieces.members is None
+            return -pieces.squared_lengths(others.points)[1]
+    z, labels = unit(60, 4), torch.arange(60) % 2
+    found = piece_gain(z, labels, 5, 2, 30, 10, Nearer())
+    assert found['area_similarity'] == found['area_distance']
+    other = reference.piece_gain(z, labels.tolist(), 5, 2, 30, 10, 6, 0.25)
+    assert piece_gain(z, labels, 5, 2, 30, 10, PiecewiseLinear(6, 0.25)) == pytest.approx(other, abs=1e-9)
+
+
+def segments(n=300, classes=5, d=4, seed=0):
+    "Classes that are line segments; all cross in the origin."
+    label = torch.arange(n) % classes
+    return unit(classes, d, seed)[label]*torch.linspace(-1, 1, n)[:, None], label
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 99))
+def test_piece_gain_does_not_know_axes_units_or_names(seed):
+    z, labels = unit(100, 5, seed).double(), torch.randint(0, 4, (100,), generator=torch.Generator().manual_seed(seed))
+    found = piece_gain(z, labels, 6, 2, 40, 10)
+    assert piece_gain(z, torch.tensor([7, -1, 0, 3])[labels], 6, 2, 40, 10) == found
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(seed)).double()).Q
+    assert piece_gain(z@turn, labels, 6, 2, 40, 10) == pytest.approx(found, abs=2e-3) # neighbours are found in 32 bits
+    moved = piece_gain(3*z + 1, labels, 6, 2, 40, 10)
+    for name in ('purity', 'area_distance', 'area_share'): assert moved[name] == pytest.approx(found[name], abs=2e-3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 99))
+def test_a_piece_tells_crossing_segments_and_nothing_of_random_labels(seed):
+    z, labels = segments(seed=seed)
+    found = piece_gain(z, labels, 4, 1)
+    assert found['area_share'] > 0.9 and found['area_share'] > found['area_distance']
+    shuffled = piece_gain(z, labels[torch.randperm(300, generator=torch.Generator().manual_seed(seed))], 4, 1)
+    for name in AREAS: assert abs(shuffled[name] - 0.5) < 0.05, name
+
+
+def test_piece_gain_where_there_is_nothing_to_order():
+    z, labels = blobs(2, 30)
+    assert piece_gain(z, labels, 5, 2, 29, 10) == {'purity': 1} # nobody of the other class is judged
+    copies = piece_gain(torch.ones(20, 3), torch.arange(20) % 2, 4, 2, 10, 3)
+    assert all(copies[name] == 0.5 for name in AREAS) # one place: all are as near, and along any piece
+    everything = piece_gain(unit(60, 3), torch.arange(60) % 2, 8, 3, 30, 5)
+    assert everything['area_share'] == 0.5 # a piece of all dimensions holds everybody, whatever rounding says
+
+
+def test_piece_gain_is_repeatable_leaves_its_input_and_takes_gradients_and_half_precision():
+    z, labels = segments()
+    z, before = z.requires_grad_(), z.clone()
+    found = piece_gain(z, labels, 4, 1)
+    assert found == piece_gain(z, labels, 4, 1) and torch.equal(z, before) and z.grad is None
+    assert piece_gain(z.half(), labels, 4, 1)['area_share'] > 0.9
+
+
+def test_piece_gain_holds_differences_of_one_point_only():
+    "All differences at once would be 1.2 GB here."
+    code = ('import resource, torch\nfrom plm.estimates import piece_gain\nz = torch.randn(1500, 512)\n'
+            'def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024\n'
+            'piece_gain(z[:300], torch.arange(300) % 9)\nbefore = peak()\n'
+            'piece_gain(z, torch.arange(1500) % 9)\nprint(peak() - before)')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100*2**20
+
+
 # ---- protocol
 
 @pytest.mark.parametrize('n, batch_size, sizes', [(100, 20, [20]*5), (105, 20, [20]*5), (20, 20, [20]), (7, 20, [7])])
@@ -236,6 +317,14 @@ def test_difference_goes_seed_by_seed():
     (lambda: same_cluster(unit(5, 2), KMeans(6)), 'n_clusters=6'),
     (lambda: batch_estimates(unit(3, 5)), 'B=3'),
     (lambda: estimate_table([]), 'run the stage'),
+    (lambda: piece_gain(torch.full((300, 4), torch.nan), torch.arange(300) % 2), 'NaN'),
+    (lambda: piece_gain(unit(200, 4), torch.arange(200) % 2), 'more than 200 points, got 200'),
+    (lambda: piece_gain(unit(300, 4), torch.arange(300) % 2, m=0), 'm=0'),
+    (lambda: piece_gain(unit(300, 4), torch.arange(300) % 2, k=2), 'k=2'),
+    (lambda: piece_gain(unit(300, 4), torch.arange(300) % 2, k=200), 'k=200'),
+    (lambda: piece_gain(unit(300, 4), torch.arange(300) % 2, bins=0), 'bins=0'),
+    (lambda: piece_gain(unit(300, 4), torch.zeros(300)), r'two classes or more, got shape .300,. and 1'),
+    (lambda: piece_gain(unit(300, 4), torch.arange(299) % 2), 'one for each of 300 points'),
 ])
 def test_errors_name_the_input(call, message):
     with pytest.raises(ValueError, match=message): call()
@@ -250,48 +339,3 @@ def test_cuda_gives_the_estimates_of_the_cpu():
         if e.groups is not None: assert g.is_cuda and torch.equal(g.cpu(), e.groups), name
         if e.similarity is not None: torch.testing.assert_close(s.cpu(), e.similarity, atol=2e-3, rtol=0)
     assert all(b.is_cuda for b in epoch_of_batches(z.cuda(), 20, 5))
-
-
-# ---- what a piece is worth
-
-def clouds(n=40, d=5, classes=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % classes
-    return torch.randn(classes, d, generator=g)[labels] + 0.8*torch.randn(n, d, generator=g), labels
-
-
-@pytest.mark.parametrize('centred', [False, True])
-@pytest.mark.parametrize('k, m, last, bins, dtype', [(5, 2, 20, 6, torch.float32), (3, 3, 39, 1, torch.float64)])
-def test_piece_worth_by_counting_pairs(k, m, last, bins, dtype, centred):
-    z, labels = clouds()
-    found = piece_worth(z.to(dtype), labels, k, m, last, bins, centred, PiecewiseLinear(6, 0.5))
-    wanted = reference.piece_worth(z, labels.tolist(), k, m, last, bins, centred, 6, 0.5)
-    assert found == pytest.approx(wanted, abs=1e-9)
-
-
-def test_piece_worth_of_rotated_points_is_the_same_and_of_random_labels_nothing():
-    z, labels = clouds(300, 8, 6)
-    turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1))).Q
-    own = piece_worth(z.double(), labels, last=60)
-    assert piece_worth(z.double() @ turn.double(), 5 - labels, last=60) == pytest.approx(own, abs=1e-6)
-    shuffled = labels[torch.randperm(300, generator=torch.Generator().manual_seed(2))]
-    assert all(abs(v - 0.5) < 0.04 for name, v in piece_worth(z, shuffled, last=60).items() if name != 'purity')
-
-
-def test_piece_worth_of_crossing_lines_is_great():
-    "Three lines through one region: distance tells little there, the direction all."
-    g = torch.Generator().manual_seed(0)
-    labels = torch.arange(150) % 3
-    along = torch.eye(3)[labels]*torch.rand(150, 1, generator=g)
-    found = piece_worth(along + 0.002*torch.randn(150, 3, generator=g), labels, k=5, m=1, last=100)
-    assert found['share'] > 0.9 and found['similarity'] > found['distance']
-
-
-@pytest.mark.parametrize('how, words', [
-    (dict(last=40), 'last < N = 40 points'), (dict(k=20, last=20), 'k < last'), (dict(m=6, k=5, last=20), 'm <= k'),
-    (dict(m=0, last=20), '1 <= m'), (dict(last=20, labels=torch.zeros(40)), 'all pairs are of one class'),
-    (dict(last=20, labels=torch.arange(40)), 'or none is')])
-def test_piece_worth_names_what_is_wrong(how, words):
-    z, labels = clouds()
-    with pytest.raises(ValueError, match=words): piece_worth(z, **{'labels': labels} | how)
-    with pytest.raises(ValueError, match='NaN'): piece_worth(z*float('nan'), labels, last=20)
