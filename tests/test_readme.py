@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from plm.ablation import findings_table
 from plm.core import markdown_table
+from plm.frozen import frozen_gains, frozen_table
 from plm.report import retrieval_markdown
 from plm.supervised import namr_table
 
@@ -74,3 +75,48 @@ def test_the_gains_are_those_of_the_last_run():
     (file, shown), = blocks('namr')
     header, lines = namr_table(rows_of(file))
     assert len(lines) == 10 and shown == markdown(header, lines)
+
+
+FROZEN = {'cars': ('recall_at_1', 'map_at_r'), 'grocery': ('map_at_r', 'recall_at_1')} # data set -> what it is judged by
+
+
+def frozen_lines(part):
+    "The figures of README of methods behind a frozen backbone, on test: settings, or parts of PLM."
+    lines = {}
+    for dataset in FROZEN:
+        rows = rows_of(f'results/frozen/{dataset}.csv')
+        assert len({row['seed'] for row in rows}) >= 5
+        header, found = frozen_table(rows, 'test')
+        names = {'recall_at_1': 'R@1', 'map_at_r': 'MAP@R'}
+        for line in found: lines.setdefault(line[0], []).extend(line[header.index(names[m])] for m in FROZEN[dataset])
+        judged = FROZEN[dataset][0]
+        for control in ('pretrained, whitened', 'plm'):
+            for name, cell in frozen_gains(rows, [control], 'test', (judged,))[1]: lines[name].append(cell)
+    own = [name for name in lines if name.startswith('plm, ') and not name.endswith('components')]
+    return [[name, *cells] for name, cells in lines.items() if (name in own) == (part == 'parts')]
+
+
+def frozen_markdown(part):
+    above = ('above whitened', 'above plm')
+    header = ['test, %', 'cars R@1', 'MAP@R', *(f'R@1 {a}' for a in above),
+              'grocery MAP@R', 'R@1', *(f'MAP@R {a}' for a in above)]
+    return markdown(header, frozen_lines(part))
+
+
+def pieces_markdown():
+    "What pieces tell, on test, without training and after it."
+    lines = {}
+    for dataset in FROZEN:
+        for row in rows_of(f'results/frozen/pieces_{dataset}.csv'):
+            if row['split'] == 'test': lines.setdefault(row['embedding'], []).append(f"{float(row['value']):.2f}")
+    metrics = ('purity', 'distance', 'similarity', 'share')
+    return markdown(['test', *(f'{dataset} {m}' if m == 'purity' else m for dataset in FROZEN for m in metrics)],
+                    [[name, *cells] for name, cells in lines.items()])
+
+
+def test_the_photographs_are_those_of_the_last_comparison():
+    shown = dict(blocks('frozen'))
+    assert set(shown) == {'settings', 'parts'}
+    for part, table in shown.items(): assert table == frozen_markdown(part), part
+    (_, table), = blocks('pieces')
+    assert table == pieces_markdown()
