@@ -77,7 +77,7 @@ def test_the_gains_are_those_of_the_last_run():
     assert len(lines) == 10 and shown == markdown(header, lines)
 
 
-FROZEN = {'cars': ('recall_at_1', 'map_at_r'), 'grocery': ('map_at_r', 'recall_at_1')} # data set -> what it is judged by
+FROZEN = {'cars': ('recall_at_1', 'map_at_r'), 'grocery': ('map_at_r', 'recall_at_1')} # first: what it is judged by
 
 
 def frozen_lines(part):
