@@ -43,16 +43,17 @@ photos: env ## FOLDER=/my/photos [LABELS=labels.csv]: a search of your own image
 	@if [ -f results/photos/recall.csv ]; then cat results/photos/recall.csv; fi
 	@echo "Look: $(CURDIR)/results/photos/index.html"
 
-cars: DATASET = cars
-cars: env frozen ## FOLDER=/my/cars: all methods on features of a frozen backbone, no GPU; a subfolder is a class
-grocery: DATASET = grocery
-grocery: env frozen ## the same on the Grocery Store data set
+cars: env ## FOLDER=/my/cars: all methods on features of a frozen backbone, no GPU; a subfolder is a class
+	$(frozen)
 
-.PHONY: frozen
-frozen:
-	@python -c 'import sys; from plm.frozen import begin_frozen; begin_frozen(*sys.argv[1:])' $(DATASET) "$$FOLDER"
-	dvc repro pipelines/frozen/dvc.yaml:compare@$(DATASET)
-	@cat results/frozen/$(DATASET).txt
+grocery: env ## the same on the Grocery Store data set
+	$(frozen)
+
+define frozen
+@python -c 'import sys; from plm.frozen import begin_frozen; begin_frozen(*sys.argv[1:])' $@ "$$FOLDER"
+dvc repro pipelines/frozen/dvc.yaml:compare@$@
+@cat results/frozen/$@.txt
+endef
 
 dry: env ## PRESET=cub200-512: what a cell of the paper's table would need here (files, disk, time); starts nothing
 	@python -c 'from plm.paper import begin_dry; begin_dry("$(PRESET)", "$(SET)")'

@@ -216,6 +216,7 @@ d = { 'settings': {'doc_baseurl': '/plm', 'doc_host': 'https://plm.github.io', '
                             'plm.frozen.FrozenConstants._fits': ('frozen.html#frozenconstants._fits', 'plm/frozen.py'),
                             'plm.frozen.FrozenConstants.chosen': ('frozen.html#frozenconstants.chosen', 'plm/frozen.py'),
                             'plm.frozen.FrozenConstants.tried': ('frozen.html#frozenconstants.tried', 'plm/frozen.py'),
+                            'plm.frozen._mappings': ('frozen.html#_mappings', 'plm/frozen.py'),
                             'plm.frozen._name': ('frozen.html#_name', 'plm/frozen.py'),
                             'plm.frozen.begin_frozen': ('frozen.html#begin_frozen', 'plm/frozen.py'),
                             'plm.frozen.frozen_gains': ('frozen.html#frozen_gains', 'plm/frozen.py'),

@@ -294,9 +294,10 @@ def _sums(record):
 
 def _layout(name, folder):
     "Where the files of a set lie: in `folder`, or in its subfolder of the set's or the archive's name; None: nowhere."
-    images = [what for what in _sums(PUBLISHED[name]) if what.endswith('/')]
-    places = (folder, folder/name, *(folder/Path(a.name).stem for a in PUBLISHED[name].archives))
-    return next((p for p in places if any((p/i).is_dir() for i in images)), None)
+    lists = [what for what in _sums(PUBLISHED[name]) if what.endswith(('.txt', '.csv'))]
+    stems = [Path(a.name).stem for a in PUBLISHED[name].archives]
+    places = (folder/sub for sub in ('', name, *stems, *(stem.removesuffix('-master') for stem in stems)))
+    return next((p for p in places if any((p/file).is_file() for file in lists)), None)
 
 def _copy_checked(record, source, target, origin, advice):
     "Copy the lists and the images that they name, no other files, and hold the copies to the sums of the record."

@@ -200,7 +200,7 @@ def piece_gain(
     band: int = 200, # a piece judges the others of rank k + 1 to band (ours)
     bins: int = 60, # of pairs of almost equal distance (ours)
     similarity: Similarity | None = None, # judged too, by the one piece alone; None: `PiecewiseLinear()`
-    centred: bool = False, # principal directions around the mean of those k and the point, not through the point
+    centred: bool = False, # principal directions around the mean of point and neighbours, not through the point
 ) -> dict[str, float]: # purity of the k nearest; area_distance, area_similarity, area_share (at equal distance)
     """What a piece says about classes that distance does not. An area is left out where it is not defined, because all
     pairs are of one kind. Holds N·band pairs, but differences of one point only. `ValueError` for what does not fit."""

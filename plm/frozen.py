@@ -34,7 +34,7 @@ class FrozenConstants(Constants):
     side: int = Field(ge=16) # S, of the stored squares, in pixels (published: 256)
     squeeze: bool # whole photos, squeezed to squares (ours); False: their central squares (published)
     val_every: int = Field(ge=2) # every so many-th training class becomes val (ours)
-    views: int = Field(ge=1) # V, stored views of each train image (ours)
+    views: int = Field(ge=2) # V, stored views of each train image; some methods compare two (ours)
     train: TrainConstants # backbone, weights, crop, precision make the features; dim, epochs, batch_size train on them
     method: dict[str, SerializeAsAny[Constants]] # name of a method -> its constants
     settings: dict[str, dict] = Field(min_length=1) # name -> what it changes: method (plm), dim, whiten, constants
@@ -47,7 +47,10 @@ class FrozenConstants(Constants):
             raise ValueError(f"train.crop must be a side in pixels, at most side = {self.side}, got {self.train.crop}.")
         if self.train.backbone == 'convnet':
             raise ValueError("train.backbone = convnet reads small grey images only. Choose one such as googlenet.")
+        if self.train.whiten is None: raise ValueError("train.whiten must be a number: the head begins with components.")
         for name in self.controls: one_of(name, self.settings, 'setting in controls')
+        for name in ('seeds', 'controls'):
+            if len(set(getattr(self, name))) < len(getattr(self, name)): raise ValueError(f"{name} must name each once.")
         self.chosen(self.train.dim)
         return self
 
@@ -84,6 +87,10 @@ class FrozenConstants(Constants):
             found.append(setting)
         return found
 
+def _mappings(where, *sections):
+    for name, value in itertools.chain.from_iterable(section.items() for section in sections): # one after the other
+        if not isinstance(value, dict): raise ValueError(f"{where}: {name} must be a mapping of names, got {value!r}.")
+
 def load_frozen(
     dataset: str, # whose constants: what the section of this name says differs; '': what is common to all
     path: str | Path = 'pipelines/frozen/params.yaml', # the file
@@ -91,8 +98,11 @@ def load_frozen(
     "Read and check the constants. `FileNotFoundError` or `ValueError` name the file and the entry that is wrong."
     raw, method = read_yaml(path), {}
     settings = raw.get('settings') or {}
-    own = {name: raw.pop(name) for name in ('cars', 'grocery') if name in raw}.get(dataset) or {}
-    for name in own: one_of(name, (*METHODS, *settings), f'method or setting in {dataset}')
+    own = {name: raw.pop(name) for name in ('cars', 'grocery') if name in raw}.get(dataset, {})
+    _mappings(path, dict(settings=settings), settings, {name: raw[name] for name in METHODS if name in raw})
+    _mappings(f'{path}: {dataset}', {dataset: own}, own)
+    known = {**dict.fromkeys(METHODS), **settings} # a name of both is the method, and so all its settings
+    for name in own: one_of(name, known, f'method or setting in {dataset}')
     for name in set(own) & set(settings) - set(METHODS): settings[name] = settings[name] | own[name]
     for name in METHODS:
         if name in raw: method[name] = read_constants(METHODS[name].Constants, raw.pop(name) | own.get(name, {}), name)
@@ -128,15 +138,19 @@ def begin_frozen(
     "List the photos and say what is coming; ends the program with one line if something is wrong."
     try:
         listing = Path(runs)/name/'listing.json'
+        if folder and name in PHOTOS: raise ValueError(f'{name} is a set of its own. Leave FOLDER out.')
         if folder: folder = os.path.abspath(os.path.expanduser(folder))
-        elif listing.exists(): folder = json.loads(listing.read_text())['folder']
+        elif listing.exists() and name not in PHOTOS: folder = json.loads(listing.read_text())['folder']
         if not folder and name not in PHOTOS: raise ValueError(f"name the photos: make {name} FOLDER=/my/{name}")
         p = load_frozen(name, params)
         splits, device = photo_splits('folder' if folder else name, p.val_every, folder or None), pick_device(p.device)
         files = [file for split in splits.values() for file in split.files]
         states = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
+        counts = {split: len(of.files) for split, of in splits.items()}
+        if counts['train'] < p.train.batch_size: raise ValueError(
+            f"there are {counts['train']} train images, fewer than train.batch_size = {p.train.batch_size} of {params}.")
         encoder = new_encoder(p.train, begin=True).to(device)
-        F, counts = encoder.backbone.out_features, {split: len(of.files) for split, of in splits.items()}
+        F = encoder.backbone.out_features
         looks = len(files) + p.views*counts['train']
         first = looks*forward_seconds(encoder, p.train.crop)
         runs_last = sum(run_seconds(s, F, p.views, counts['train']) for s in p.chosen(F))*len(p.seeds)

@@ -89,10 +89,10 @@ def principal_head(
     images: Tensor, # (N, 3, S, S) uint8, the photos
     at_most: int = 10_000, # photos that are looked at, drawn at random (ours)
     address: tuple = (0,), # of the draw
-    whiten: float = 0., # each component is divided by its standard deviation to this power; 0: by nothing, 1: all even
+    whiten: float = 0., # power of the spread, relative to the largest, that each is divided by; 0: by nothing, 1: even
 ) -> Encoder: # the same encoder
     """Let the head begin with the features' principal components (with `whiten`: Jégou and Chum, ECCV 2012).
-    `ValueError` if these are fewer than its outputs."""
+    `ValueError` if these are fewer than its outputs, or if all images have the same features."""
     some = torch.randperm(len(images), generator=generator_at('principal head', *address))[:at_most].sort().values
     if len(some) < len(images): images = images[some]
     f, head = embed(Features(encoder), images, desc='embedding: backbone').double(), encoder.head
@@ -102,7 +102,9 @@ def principal_head(
     middle = f.mean(0)
     variance, axes = (e.flip(-1)[..., :head.out_features] for e in torch.linalg.eigh((f - middle).T @ (f - middle)))
     axes *= axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign() # an axis has two directions: always the same
-    axes *= (variance/variance[0]).clamp(min=1e-6)**(-whiten/2) # what has no variance stays small
+    if not variance[0] > 0: raise ValueError("all images have the same features, so there are no principal components.")
+    spread = variance/variance[0]
+    axes *= torch.where(spread > 1e-6, spread, 1)**(-whiten/2) # an axis without spread on these images stays as it is
     head.weight.copy_(axes.T)
     head.bias.copy_(-axes.T @ middle)
     return encoder
@@ -119,6 +121,7 @@ def store_features(
     block: int = 32, # images at a time
 ):
     "Compute features once. A killed run goes on. `ValueError` if some are not finite; errors of the backbone."
+    if views < 0: raise ValueError(f"views must be 0 or more, got {views}.")
     file, F = Path(file), encoder.backbone.out_features
     key = fingerprint(code_of('backbones'), inspect.getsource(store_features), encoder.crop, encoder.mixed, views, seed,
                       block, images, *encoder.backbone.state_dict().values())
@@ -129,7 +132,7 @@ def store_features(
     np.lib.format.write_array_header_1_0(header, dict(descr='<f2', fortran_order=False, shape=shape))
     begin, training = header.tell(), encoder.training
     def look(i): # at a block: the plain images, then all their views
-        x = images[i].to(encoder.head.weight.device)
+        x = images[list(i)].to(encoder.head.weight.device)
         seen = [encoder.features(as_input(x))[:, None]]
         if views:
             drawn = [augment(one.expand(views, -1, -1, -1), generator_at('stored', seed, n)) for one, n in zip(x, i)]
@@ -140,10 +143,10 @@ def store_features(
         done = max(0, f.tell() - begin)//(row*block)*block # a block that was torn is computed anew
         f.truncate(begin + row*done if f.tell() >= begin else 0)
         if f.tell() < begin: f.write(header.getvalue())
-        for i in progress(torch.arange(done, len(images)).split(block), f'features: {file.stem}'):
-            found = look(i.tolist())
+        for i in progress(range(done, len(images), block), f'features: {file.stem}'):
+            found = look(range(i, min(i + block, len(images))))
             if not found.isfinite().all(): raise ValueError(
-                f"features of images {i[0]} to {i[-1]} are not finite, or beyond the 65,504 of 16 bits.")
+                f"features of images {i} to {i + len(found) - 1} are not finite, or beyond the 65,504 of 16 bits.")
             f.write(found.numpy().tobytes())
             f.flush()
         os.fsync(f.fileno())
@@ -176,7 +179,7 @@ def features_encoder(
     encoder = Encoder(lambda: FeatureNet(x.shape[1], hidden), dim or x.shape[1], address).to(images.device)
     net, middle = encoder.backbone, x.mean(0)
     net.mean.copy_(middle)
-    net.scale.copy_((x - middle).norm(dim=1).mean())
+    net.scale.copy_((x - middle).norm(dim=1).mean().clamp(min=1e-30)) # 0 of equal images, which principal_head names
     principal_head(encoder, images, len(images), whiten=whiten)
     encoder.head.bias.zero_() # the middle is 0 already, up to rounding
     return encoder

@@ -44,14 +44,14 @@ def test_our_constants_hold_the_controls():
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(seeds=[]), r'yaml.seeds: .*at least 1'), (dict(views=0), 'yaml.views: .*greater than or equal to 1, got 0'),
+    (dict(seeds=[]), r'yaml.seeds: .*at least 1'), (dict(views=0), 'yaml.views: .*greater than or equal to 2, got 0'),
     (dict(sides=3), "yaml.sides is not a parameter. Did you mean 'side'"), (dict(val_every=1), 'yaml.val_every'),
     (dict(train=dict(crop=41)), 'train.crop must be a side in pixels, at most side = 40, got 41'),
     (dict(train=dict(crop=None)), 'train.crop must be a side'),
     (dict(train=dict(backbone='convnet')), 'convnet reads small grey images only'),
     (dict(train=dict(dims=8)), "train.dims is not a parameter. Did you mean 'dim'"),
     (dict(controls=['plmm']), "unknown setting in controls 'plmm'. Did you mean 'plm'"),
-    (dict(settings={}), 'yaml.settings: '), (dict(settings={'a': 3}), 'yaml.settings.a: .*dict'),
+    (dict(settings={}), 'yaml.settings: '), (dict(settings={'a': 3}), 'a must be a mapping of names, got 3'),
     (dict(settings={'a': {'method': 'plmm'}}, controls=[]), "setting 'a': unknown method 'plmm'. Did you mean 'plm'"),
     (dict(settings={'a': {'detla': 2}}, controls=[]), "setting 'a': detla is not a parameter. Did you mean 'delta'"),
     (dict(settings={'a': {'dim': 0}}, controls=[]), "setting 'a': dim: .*greater than or equal to 1, got 0"),
@@ -276,12 +276,36 @@ def test_a_set_that_is_known_needs_no_folder(tmp_path, monkeypatch, capsys):
     from plm.datasets import photo_splits
     for kind in range(10):
         (tmp_path/f'a/{kind}').mkdir(parents=True)
-        for i in range(3): picture(kind, i).save(tmp_path/f'a/{kind}/{i}.png')
+        for i in range(8): picture(kind, i).save(tmp_path/f'a/{kind}/{i}.png')
     asked = []
     def splits(*arguments):
         asked.append(arguments)
         return photo_splits('folder', 2, tmp_path/'a')
     monkeypatch.setattr(frozen, 'PHOTOS', ('grocery',)), monkeypatch.setattr(frozen, 'photo_splits', splits)
     begin_frozen('grocery', '', params(tmp_path/'params.yaml'), tmp_path/'runs')
-    assert asked == [('grocery', 2, None)] and '30 photos: train 9 of 3 classes' in capsys.readouterr().out
+    assert asked == [('grocery', 2, None)] and '80 photos: train 24 of 3 classes' in capsys.readouterr().out
     assert json.loads((tmp_path/'runs/grocery/listing.json').read_text())['folder'] is None
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(cars={'plm': None}), 'cars: plm must be a mapping of names, got None'),
+    (dict(cars=['plm']), r"cars: cars must be a mapping of names, got \['plm'\]"),
+    (dict(plm=None), 'plm must be a mapping of names, got None'), (dict(views=1), 'views: .*greater than or equal to 2'),
+    (dict(settings=['a']), r"settings must be a mapping of names, got \['a'\]"),
+    (dict(seeds=[0, 0]), 'seeds must name each once'), (dict(train=dict(whiten=None)), 'train.whiten must be a number')])
+def test_what_is_no_mapping_and_what_stands_twice_is_named(tmp_path, change, words):
+    file = tmp_path/'params.yaml'
+    if 'plm' in change: params(file), file.write_text(file.read_text() + 'plm: null\n')
+    else: params(file, **change)
+    with pytest.raises(ValueError, match=words): load_frozen('cars', file)
+
+
+def test_a_set_that_is_known_takes_no_folder_and_few_images_are_named_at_once(tmp_path):
+    with pytest.raises(SystemExit, match='make grocery: grocery is a set of its own. Leave FOLDER out'):
+        begin_frozen('grocery', str(tmp_path), OURS, tmp_path/'runs')
+    for kind in range(8):
+        (tmp_path/f'a/{kind}').mkdir(parents=True)
+        for i in range(3): picture(kind, i).save(tmp_path/f'a/{kind}/{i}.png')
+    with pytest.raises(SystemExit, match='there are 6 train images, fewer than train.batch_size = 20'):
+        begin_frozen('cars', str(tmp_path/'a'), params(tmp_path/'params.yaml'), tmp_path/'runs')
+    assert not (tmp_path/'runs').exists()

@@ -173,3 +173,14 @@ def test_reading_takes_only_a_few_batches_ahead_and_passes_errors_on():
     for i in range(4): next(batches)
     assert len(taken) <= 8
     with pytest.raises(IndexError): list(batches)
+
+
+@pytest.mark.parametrize('V', [2, 3, 5])
+def test_two_draws_of_a_batch_differ_and_all_views_are_drawn_alike(V):
+    stored = torch.arange(1 + V).float()[None, :, None].expand(3000, -1, 1)
+    views, g = StoredViews(), generator_at('two draws', V)
+    first, second = views(stored, g)[:, 0], views(stored, g)[:, 0]
+    assert (first != second).all() and (views(stored[:100], g)[:, 0] == first[:100]).any() # another batch: any view
+    for drawn in (first, second):
+        counts = drawn.long().bincount(minlength=1 + V)
+        assert counts[0] == 0 and (counts[1:]/3000 - 1/V).abs().max() < 0.05

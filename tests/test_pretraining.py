@@ -219,3 +219,41 @@ def test_images_are_embedded_as_their_stored_features(stored, precision):
 def test_images_are_not_features():
     with pytest.raises(ValueError, match=r'FeatureNet takes 6 features.*\(2, 3, 4, 4\).*join_frozen'):
         Encoder(lambda: FeatureNet(6), 2)(torch.zeros(2, 3, 4, 4))
+
+
+def test_killed_between_the_last_block_and_the_name(frozen, tmp_path, monkeypatch):
+    "All features are there, and only the name is missing: nothing is left to compute."
+    few, out = PHOTOS[:16], tmp_path/'f.npy'
+    store_features(frozen, few, tmp_path/'whole.npy', 2, block=8)
+    def kill(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(os, 'replace', kill)
+        with pytest.raises(KeyboardInterrupt): store_features(frozen, few, out, 2, block=8)
+    store_features(frozen, few, out, 2, block=8)
+    assert torch.equal(load_features(out), load_features(tmp_path/'whole.npy'))
+    with pytest.raises(ValueError, match='views must be 0 or more, got -1'): store_features(frozen, few, out, -1)
+
+
+@pytest.mark.parametrize('whiten', [0, 0.5, 1])
+def test_whitened_components_by_the_definition(whiten):
+    "sklearn's components over their standard deviation to the power, relative to the first."
+    g = generator_at('whiten')
+    x = torch.randn(60, 1, 12, generator=g)*torch.linspace(3, 0.1, 12)
+    z = embed(features_encoder(x, 6, whiten=whiten), x)
+    pca = PCA(6, svd_solver='full').fit(x[:, 0].double().numpy())
+    scores = torch.from_numpy(pca.transform(x[:, 0].double().numpy()))
+    scores = scores/(scores.std(0)/scores.std(0)[0])**whiten
+    assert ((z.double() @ z.double().T) - F.normalize(scores) @ F.normalize(scores).T).abs().max() < 1e-4
+
+
+def test_whitening_makes_nothing_of_axes_without_spread():
+    "More dimensions than images: the rest of the axes are silent on these and not on others, so they stay as they are."
+    x = torch.randn(10, 1, 30, generator=generator_at('few'))
+    plain, whitened = (features_encoder(x, 20, whiten=w).head.weight.norm(dim=1) for w in (0, 1))
+    torch.testing.assert_close(plain, torch.ones(20))
+    torch.testing.assert_close(whitened[10:], torch.ones(10), rtol=0, atol=1e-4)
+    assert whitened[1:9].min() >= 1
+
+
+def test_images_that_are_all_the_same_have_no_components():
+    with pytest.raises(ValueError, match='all images have the same features'): features_encoder(torch.ones(5, 1, 8), 2)
