@@ -47,10 +47,11 @@ class FrozenConstants(Constants):
             raise ValueError(f"train.crop must be a side in pixels, at most side = {self.side}, got {self.train.crop}.")
         if self.train.backbone == 'convnet':
             raise ValueError("train.backbone = convnet reads small grey images only. Choose one such as googlenet.")
-        if self.train.whiten is None: raise ValueError("train.whiten must be a number: the head begins with components.")
+        if self.train.whiten is None: raise ValueError("train.whiten must be a number: the head is not random.")
         for name in self.controls: one_of(name, self.settings, 'setting in controls')
         for name in ('seeds', 'controls'):
-            if len(set(getattr(self, name))) < len(getattr(self, name)): raise ValueError(f"{name} must name each once.")
+            values = getattr(self, name)
+            if len(set(values)) < len(values): raise ValueError(f"{name} must name each once, got {values}.")
         self.chosen(self.train.dim)
         return self
 
@@ -148,7 +149,7 @@ def begin_frozen(
         states = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
         counts = {split: len(of.files) for split, of in splits.items()}
         if counts['train'] < p.train.batch_size: raise ValueError(
-            f"there are {counts['train']} train images, fewer than train.batch_size = {p.train.batch_size} of {params}.")
+            f"there are {counts['train']} train images, fewer than train.batch_size = {p.train.batch_size} in {params}")
         encoder = new_encoder(p.train, begin=True).to(device)
         F = encoder.backbone.out_features
         looks = len(files) + p.views*counts['train']

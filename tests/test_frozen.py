@@ -290,9 +290,11 @@ def test_a_set_that_is_known_needs_no_folder(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('change, words', [
     (dict(cars={'plm': None}), 'cars: plm must be a mapping of names, got None'),
     (dict(cars=['plm']), r"cars: cars must be a mapping of names, got \['plm'\]"),
-    (dict(plm=None), 'plm must be a mapping of names, got None'), (dict(views=1), 'views: .*greater than or equal to 2'),
+    (dict(plm=None), 'plm must be a mapping of names, got None'),
+    (dict(views=1), 'views: .*greater than or equal to 2'),
     (dict(settings=['a']), r"settings must be a mapping of names, got \['a'\]"),
-    (dict(seeds=[0, 0]), 'seeds must name each once'), (dict(train=dict(whiten=None)), 'train.whiten must be a number')])
+    (dict(seeds=[0, 0]), 'seeds must name each once'),
+    (dict(train=dict(whiten=None)), 'train.whiten must be a number')])
 def test_what_is_no_mapping_and_what_stands_twice_is_named(tmp_path, change, words):
     file = tmp_path/'params.yaml'
     if 'plm' in change: params(file), file.write_text(file.read_text() + 'plm: null\n')

@@ -544,16 +544,17 @@ def test_labels_follow_the_rows(tmp_path):
 def test_out_of_order_decoding_keeps_the_order_and_the_window(tmp_path, monkeypatch):
     files = [save(tmp_path/f'{i:02}.png', smooth(i)) for i in range(40)]
     started, first_done, plain = [], threading.Event(), photos._decode
-    def slow_first(path, side):
+    def slow_first(path, *how):
         started.append(path)
         if path == files[0]: assert first_done.wait(20)
         if len(started) == 16: first_done.set() # 2 workers of 8: the whole window
         if path == files[0]: time.sleep(0.2); seen.append(len(started)) # and nothing beyond it, though there is time
-        return plain(path, side)
+        return plain(path, *how)
     seen = []
     monkeypatch.setattr(photos, '_decode', slow_first); monkeypatch.setattr(photos, '_AHEAD', 8)
     write_photos(files, tmp_path/'o.npy', 32, workers=2)
-    assert seen == [16] and np.array_equal(np.load(tmp_path/'o.npy'), np.stack([plain(f, 32).pixels for f in files]))
+    expected = np.stack([plain(f, 32, False).pixels for f in files])
+    assert seen == [16] and np.array_equal(np.load(tmp_path/'o.npy'), expected)
 
 
 class Power(BaseException): "A power cut."
@@ -562,10 +563,10 @@ class Power(BaseException): "A power cut."
 def cut_at(monkeypatch, n):
     "Let the n-th decoding fail; returns the list of the files decoded."
     seen, plain = [], photos._decode.plain if hasattr(photos._decode, 'plain') else photos._decode
-    def decode(path, side):
+    def decode(path, *how):
         if len(seen) == n: raise Power
         seen.append(path)
-        return plain(path, side)
+        return plain(path, *how)
     decode.plain = plain
     monkeypatch.setattr(photos, '_decode', decode)
     return seen
@@ -672,8 +673,8 @@ def test_a_kill_loses_little(tmp_path, mixed):
 import time
 from plm import photos
 photos._COMMIT, work = 0.05, photos._in_order
-def slowly(pool, files, side, ahead):
-    for result in work(pool, files, side, ahead): time.sleep(0.15); yield result
+def slowly(pool, files, *how):
+    for result in work(pool, files, *how): time.sleep(0.15); yield result
 photos._in_order = slowly
 photos.write_photos([{', '.join(repr(str(f)) for f in mixed)}], {str(tmp_path/'o.npy')!r}, 32, workers=1)
 """
@@ -688,7 +689,7 @@ photos.write_photos([{', '.join(repr(str(f)) for f in mixed)}], {str(tmp_path/'o
     assert run.wait() == -signal.SIGKILL and not (tmp_path/'o.npy').exists()
     done = finished()
     photos_seen, plain = [], photos._in_order
-    def count(pool, files, side, ahead): photos_seen.extend(files); return plain(pool, files, side, ahead)
+    def count(pool, files, *how): photos_seen.extend(files); return plain(pool, files, *how)
     try:
         photos._in_order = count
         write_photos(mixed, tmp_path/'o.npy', 32)
@@ -784,3 +785,16 @@ def test_the_header_has_room_for_any_number_of_rows():
         np.lib.format.write_array_header_1_0(head, dict(descr='|u1', fortran_order=False, shape=(n, 3, 256, 256)))
         return len(head.getvalue())
     assert len({header(n) for n in (0, 1, 99, 10**6, 10**12)}) == 1
+
+
+def test_squeezed_photos_are_whole(tmp_path):
+    "Left half dark, right half light: the middle of a wide photo has less of both, the whole has each in its half."
+    wide = np.zeros((40, 120, 3), np.uint8)
+    wide[:, 60:] = 200
+    wide[:, :30] = 100 # is cut off with the sides
+    file = tmp_path/'wide.png'
+    Image.fromarray(wide).save(file)
+    cut, whole = (decode_image(file, 40, squeeze).pixels for squeeze in (False, True))
+    assert cut.max() == 200 and 100 not in cut and (whole[:, :, :8] == 100).all() and (whole[:, :, 22:] == 200).all()
+    assert np.array_equal(write_photos([file], tmp_path/'o.npy', 40, squeeze=True).kept, [0])
+    assert np.array_equal(np.load(tmp_path/'o.npy')[0], whole)
