@@ -43,16 +43,18 @@ photos: env ## FOLDER=/my/photos [LABELS=labels.csv]: a search of your own image
 	@if [ -f results/photos/recall.csv ]; then cat results/photos/recall.csv; fi
 	@echo "Look: $(CURDIR)/results/photos/index.html"
 
-cars: env ## FOLDER=/my/cars: all methods on features of a frozen backbone, no GPU; a subfolder is a class
-	$(frozen)
+cars: env ## FOLDER=/my/cars [WAY=full]: all methods behind a frozen backbone, or whole; a subfolder is a class
+	$(comparison)
 
-grocery: env ## the same on the Grocery Store data set
-	$(frozen)
+grocery: env ## [WAY=full]: the same on the Grocery Store data set
+	$(comparison)
 
-define frozen
-@python -c 'import sys; from plm.frozen import begin_frozen; begin_frozen(*sys.argv[1:])' $@ "$$FOLDER"
-dvc repro pipelines/frozen/dvc.yaml:compare@$@
-@cat results/frozen/$@.txt
+WAY ?= frozen
+define comparison
+@python -c 'import sys; from plm.comparison import begin_comparison; begin_comparison(*sys.argv[1:])' \
+  $@ "$$FOLDER" pipelines/comparison/$(WAY).yaml runs/$(WAY)
+dvc repro pipelines/comparison/dvc.yaml:compare@$(WAY)-$@
+@cat results/$(WAY)/$@.txt
 endef
 
 dry: env ## PRESET=cub200-512: what a cell of the paper's table would need here (files, disk, time); starts nothing

@@ -125,7 +125,7 @@ def _check_dataset(name, sizes, pretrain, train):
     if small and train.weights == 'imagenet':
         raise ValueError(f"train.weights = imagenet on {name}: there are none for convnet. Set train.weights to none.")
     if name not in PHOTOS:
-        if train.whiten is not None: raise ValueError(f"train.whiten of {name} must be null: its head is pre-trained.")
+        if train.head != 'random': raise ValueError(f"train.head of {name} must be random: its head is pre-trained.")
         if train.crop is None: return
         raise ValueError(f"train.crop of {name} must be null: its images are small and seen whole.")
     if pretrain is not None:

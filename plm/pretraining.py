@@ -8,12 +8,14 @@ import inspect, io, os, warnings
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from .backbones import FeatureNet, build_encoder
 from .checkpoint import code_of, fingerprint
-from .core import Constants, generator_at, progress
+from .core import Constants, generator_at, one_of, progress
 from .encoder import Encoder, embed
+from .evaluation import ranking
 from .images import Augment, PhotoAugment, as_input
 from .training import TrainConstants
 
@@ -89,10 +91,13 @@ def principal_head(
     images: Tensor, # (N, 3, S, S) uint8, the photos
     at_most: int = 10_000, # photos that are looked at, drawn at random (ours)
     address: tuple = (0,), # of the draw
-    whiten: float = 0., # power of the spread, relative to the largest, that each is divided by; 0: by nothing, 1: even
+    kind: str = 'components', # or 'neighbors': these with the neighbours' differences whitened (both ours)
+    neighbors: int = 5, # k, nearest of each photo (ours)
+    ridge: float = 0.1, # the covariance gets this share of its mean variance on its diagonal (ours)
 ) -> Encoder: # the same encoder
-    """Let the head begin with the features' principal components (with `whiten`: Jégou and Chum, ECCV 2012).
-    `ValueError` if these are fewer than its outputs, or if all images have the same features."""
+    """Let the head begin with the features' principal components, or with what is alike among neighbours (Bar-Hillel et
+    al., JMLR 2005, with nearest neighbours as chunklets). `ValueError` if the components are fewer than its outputs,
+    if `kind` is neither, if there are not more photos than `neighbors`, or if all have the same features."""
     some = torch.randperm(len(images), generator=generator_at('principal head', *address))[:at_most].sort().values
     if len(some) < len(images): images = images[some]
     f, head = embed(Features(encoder), images, desc='embedding: backbone').double(), encoder.head
@@ -103,8 +108,15 @@ def principal_head(
     variance, axes = (e.flip(-1)[..., :head.out_features] for e in torch.linalg.eigh((f - middle).T @ (f - middle)))
     axes *= axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign() # an axis has two directions: always the same
     if not variance[0] > 0: raise ValueError("all images have the same features, so there are no principal components.")
-    spread = variance/variance[0]
-    axes *= torch.where(spread > 1e-6, spread, 1)**(-whiten/2) # an axis without spread on these images stays as it is
+    if one_of(kind, ('components', 'neighbors'), 'kind of head') == 'neighbors':
+        if len(f) <= neighbors: raise ValueError(f"{neighbors} neighbours need {neighbors + 1} photos, got {len(f)}.")
+        axes = axes*(variance > 1e-9*variance[0]) # what these photos do not differ in says nothing of others
+        y = (f - middle) @ axes
+        apart = sum((y[j] - y).T @ (y[j] - y) for j in ranking(F.normalize(y, dim=1), neighbors).T)
+        apart += ridge*apart.diagonal().mean().clamp(min=1e-30)*torch.eye(len(apart)).to(apart)
+        values, vectors = torch.linalg.eigh(apart)
+        turned = vectors @ (vectors/values.sqrt()).T # the symmetric root: what was one component mostly stays one
+        axes = axes @ turned*(y.norm()/(y @ turned).norm()) # the mean square of lengths stays
     head.weight.copy_(axes.T)
     head.bias.copy_(-axes.T @ middle)
     return encoder
@@ -172,14 +184,14 @@ def features_encoder(
     dim: int | None = None, # d, length of the embedding; None: F, all of them
     hidden: int = 512, # width of the correction, as in `FeatureNet`
     address: tuple = (0,), # of the random initial weights
-    whiten: float = 0., # as in `principal_head`
+    kind: str = 'components', # as in `principal_head`
 ) -> Encoder: # on the device of the images
-    "An encoder of stored features that begins with their principal components. `ValueError` if `dim` is above F."
+    "An encoder of stored features that begins as `principal_head` says. Errors as there."
     x = as_input(images).double()
     encoder = Encoder(lambda: FeatureNet(x.shape[1], hidden), dim or x.shape[1], address).to(images.device)
     net, middle = encoder.backbone, x.mean(0)
     net.mean.copy_(middle)
     net.scale.copy_((x - middle).norm(dim=1).mean().clamp(min=1e-30)) # 0 of equal images, which principal_head names
-    principal_head(encoder, images, len(images), whiten=whiten)
+    principal_head(encoder, images, len(images), kind=kind)
     encoder.head.bias.zero_() # the middle is 0 already, up to rounding
     return encoder

@@ -18,11 +18,11 @@ from .encoder import Encoder
 from .images import to_device_if_small
 from .methods import METHODS, train
 from .params import load_params
-from .pretraining import features_encoder, load_features, new_encoder
+from .pretraining import features_encoder, load_features, new_encoder, principal_head
 from .training import TrainConstants, memory_advice
 
 # %% auto #0
-__all__ = ['RunData', 'FrozenData', 'train_run', 'run_jobs']
+__all__ = ['RunData', 'PhotoData', 'FrozenData', 'train_run', 'run_jobs']
 
 # %% ../nbs/21_runs.ipynb #ec279355
 @dataclass(frozen=True)
@@ -43,16 +43,22 @@ class RunData:
         return encoder
 
 @dataclass(frozen=True)
-class FrozenData(RunData):
-    """Stored features, in `folder`/features/SPLIT.npy; the labels are in `folder`/data.
-
-    Training begins at their principal components. Only what is learned on top of these begins with a seed."""
-    def images(self, split: str) -> Tensor: return load_features(f'{self.folder}/features/{split}.npy')
-
+class PhotoData(RunData):
+    "Photographs, in `folder`/data. Training begins at `train.weights` and with the head that `train.head` says."
     def state(self, seed: int) -> dict[str, Tensor]: return {}
 
     def start(self, train: TrainConstants, seed: int) -> Encoder:
-        return features_encoder(self.images('train'), train.dim, address=(seed,), whiten=train.whiten or 0.)
+        return principal_head(new_encoder(train, (seed,), begin=True), self.images('train'), kind=train.head)
+
+@dataclass(frozen=True)
+class FrozenData(PhotoData):
+    """Stored features, in `folder`/features/SPLIT.npy; the labels are in `folder`/data.
+
+    Training begins as `train.head` says. Only what is learned on top of it begins with a seed."""
+    def images(self, split: str) -> Tensor: return load_features(f'{self.folder}/features/{split}.npy')
+
+    def start(self, train: TrainConstants, seed: int) -> Encoder:
+        return features_encoder(self.images('train'), train.dim, address=(seed,), kind=train.head)
 
 # %% ../nbs/21_runs.ipynb #b9497973
 def train_run(

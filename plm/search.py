@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
-from .backbones import forward_seconds
+from .backbones import FeatureNet, forward_seconds, join_frozen
 from .checkpoint import load_state, save_state
 from .core import (Constants, check_embeddings, format_bytes, format_seconds, pick_device, read_constants,
                       whole_file)
@@ -27,7 +27,8 @@ from .training import TrainConstants
 
 # %% auto #0
 __all__ = ['FLAT_UP_TO', 'Chosen', 'choose_photos', 'chosen_photos', 'PhotosConstants', 'load_photos', 'batch_for',
-           'training_seconds', 'begin_photos', 'build_index', 'Search', 'plot_neighbours', 'write_photos_page']
+           'training_seconds', 'begin_photos', 'build_index', 'photos_encoder', 'Search', 'plot_neighbours',
+           'write_photos_page']
 
 # %% ../nbs/30_search.ipynb #35de9b91
 class Chosen(NamedTuple):
@@ -72,6 +73,8 @@ class PhotosConstants(Constants):
     seed: int # of the run
     device: str # 'auto', 'cpu', 'cuda', ...
     side: int = Field(ge=32) # S, of the stored squares, in pixels (published: 256)
+    frozen: bool # the backbone stays, what is behind it is trained on stored features (ours); False: all is trained
+    views: int = Field(ge=1) # V, stored views of each photo, if frozen (ours)
     train: TrainConstants # backbone and budget
     plm: PLMConstants # of the method
 
@@ -82,6 +85,7 @@ class PhotosConstants(Constants):
             raise ValueError(f"train.crop must be a side in pixels, at most side = {self.side}, got {crop}.")
         if self.train.backbone == 'convnet':
             raise ValueError("train.backbone = convnet reads small grey images only. Choose one such as googlenet.")
+        if self.train.head == 'random': raise ValueError("train.head must be components or neighbors.")
         PLM.check(self.plm, self.train)
         return self
 
@@ -109,11 +113,12 @@ def batch_for(
 # %% ../nbs/30_search.ipynb #60b67b8b
 def training_seconds(
     encoder: Encoder, # on the device that will train
-    train: TrainConstants, # crop and epochs
+    p: PhotosConstants, # crop, views, epochs
     n: int, # photos
 ) -> float:
-    "About how long it takes: five forward passes per photo and epoch, three for embedding before and after."
-    return forward_seconds(encoder, train.crop)*n*(5*train.epochs + 3)
+    "About how long it takes, from what a forward pass takes."
+    passes = 1 + p.views if p.frozen else 5*p.train.epochs
+    return forward_seconds(encoder, p.train.crop)*n*(passes + 3) # three: all embedded before, after, and by the backbone
 
 # %% ../nbs/30_search.ipynb #0a05584d
 def begin_photos(
@@ -130,7 +135,7 @@ def begin_photos(
         chosen, p = choose_photos(folder, labels_csv), load_photos(params)
         n, device = len(chosen.names), pick_device(p.device)
         train = batch_for(p, n)
-        seconds = training_seconds(new_encoder(train, begin=True).to(device), train, n)
+        seconds = training_seconds(new_encoder(train, begin=True).to(device), p, n)
         chosen.save(to) # last, so that a mistake leaves the choice before it in force
     except (OSError, ValueError, ImportError, RuntimeError) as e: sys.exit(f'make photos: {e}'.replace('\n', ' '))
     given = [label for label in chosen.labels or () if label is not None]
@@ -139,8 +144,8 @@ def begin_photos(
               "training does not see them" if given else "no labels, none are needed")
     print(f"{n:,} images in {chosen.folder}; {labels}.\nDecoded once to {p.side} x {p.side} pixels: "
           f"{format_bytes(n*3*p.side**2)} in runs/photos.\nTraining, if this list has not been trained on yet: "
-          f"{train.epochs} epochs of {train.backbone} at {train.crop} pixels, about {format_seconds(seconds)} "
-          f"on {device}.")
+          f"{train.epochs} epochs {'behind' if p.frozen else 'of'} {train.backbone} at {train.crop} pixels, about "
+          f"{format_seconds(seconds)} on {device}.")
 
 # %% ../nbs/30_search.ipynb #2273b552
 FLAT_UP_TO = 100_000 # photos; beyond, a search of all takes longer than one wants to wait (ours)
@@ -160,6 +165,15 @@ def build_index(
     return index
 
 # %% ../nbs/30_search.ipynb #f4e5d0ec
+def photos_encoder(
+    train: TrainConstants, # that describe it
+    frozen: bool, # True: what `join_frozen` makes, of a backbone and what was trained behind it
+) -> Encoder: # somebody will load its state
+    "An encoder of photos such as `make photos` leaves."
+    encoder = new_encoder(train)
+    if not frozen: return encoder
+    return join_frozen(encoder, Encoder(lambda: FeatureNet(encoder.backbone.out_features), train.dim))
+
 class Search:
     "Photos found by likeness: the trained encoder, the photos' embeddings, and a FAISS index of them."
     def __init__(self,
@@ -186,7 +200,7 @@ class Search:
             raise FileNotFoundError(f"there is no search in {folder}. Make it: make photos FOLDER=/my/photos")
         made = json.loads((folder/'search.json').read_text())
         train = TrainConstants(**made['train'])
-        encoder = new_encoder(train)
+        encoder = photos_encoder(train, made['frozen'])
         encoder.load_state_dict(load_state(folder/'encoder.pt'))
         with open(folder/'files.csv', newline='', encoding='utf-8', errors='surrogateescape') as f:
             files = [row['file'] for row in csv.DictReader(f)]
@@ -201,7 +215,7 @@ class Search:
         folder: str | Path, # made if missing; gets search.json, encoder.pt, files.csv, embeddings.npy, index.faiss
     ):
         "Write everything that a search needs, each file whole or not at all."
-        folder = Path(folder)
+        folder, frozen = Path(folder), isinstance(getattr(self.encoder.backbone, 'net', None), FeatureNet)
         save_state({name: v.cpu() for name, v in self.encoder.state_dict().items()}, folder/'encoder.pt')
         with (whole_file(folder/'files.csv') as tmp,
               open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f): # a name need not be text
@@ -209,7 +223,7 @@ class Search:
         with whole_file(folder/'embeddings.npy') as tmp, open(tmp, 'wb') as f: np.save(f, self.z.numpy())
         with whole_file(folder/'index.faiss') as tmp: faiss.write_index(self.index, os.fspath(tmp))
         with whole_file(folder/'search.json') as tmp:
-            tmp.write_text(json.dumps(dict(side=self.side, train=self.train.model_dump()), indent=1))
+            tmp.write_text(json.dumps(dict(side=self.side, frozen=frozen, train=self.train.model_dump()), indent=1))
 
     def embed(self,
         image: str | Path | Image.Image, # a file, or an image that is open

@@ -32,7 +32,8 @@ class TrainConstants(Constants):
     crop: int | None = Field(ge=16) # side of the views of a photo in pixels (published: 224); null: small images, whole
     precision: Literal['float32', 'bf16'] # of the backbone (ours: bf16 for photos)
     norm: Literal['moving', 'still'] # batch normalisation in training (ours: still for published weights)
-    whiten: float | None = Field(None, ge=0, le=1) # power of `principal_head` for photos (ours); null: a random head
+    # random (published), or as `principal_head` sets it on the train images (ours)
+    head: Literal['random', 'components', 'neighbors'] = 'random' # where the embedding head begins
     epochs: int = Field(ge=1) # passes over the train images, counted in views through the trained encoder
     batch_size: int = Field(ge=2) # B, views per step through the trained encoder, even (ours; published for STML: 120)
 

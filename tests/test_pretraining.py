@@ -3,6 +3,7 @@ import copy, os
 from pathlib import Path
 import numpy as np, pytest, torch
 import torch.nn.functional as F
+from scipy.linalg import sqrtm
 from sklearn.decomposition import PCA
 from plm.backbones import FeatureNet, join_frozen
 from plm.core import generator_at
@@ -234,25 +235,32 @@ def test_killed_between_the_last_block_and_the_name(frozen, tmp_path, monkeypatc
     with pytest.raises(ValueError, match='views must be 0 or more, got -1'): store_features(frozen, few, out, -1)
 
 
-@pytest.mark.parametrize('whiten', [0, 0.5, 1])
-def test_whitened_components_by_the_definition(whiten):
-    "sklearn's components over their standard deviation to the power, relative to the first."
-    g = generator_at('whiten')
-    x = torch.randn(60, 1, 12, generator=g)*torch.linspace(3, 0.1, 12)
-    z = embed(features_encoder(x, 6, whiten=whiten), x)
-    pca = PCA(6, svd_solver='full').fit(x[:, 0].double().numpy())
-    scores = torch.from_numpy(pca.transform(x[:, 0].double().numpy()))
-    scores = scores/(scores.std(0)/scores.std(0)[0])**whiten
-    assert ((z.double() @ z.double().T) - F.normalize(scores) @ F.normalize(scores).T).abs().max() < 1e-4
+@pytest.mark.parametrize('dim, k, ridge', [(6, 5, 0.1), (12, 1, 0.5), (3, 20, 0.01)])
+def test_the_head_of_neighbors_by_the_loop(dim, k, ridge):
+    "Covariance of differences pair by pair, its root by scipy. Only distances count, up to a common scale."
+    x = torch.randn(60, 1, 12, generator=generator_at('head'))*torch.linspace(3, 0.5, 12)
+    pca = PCA(dim, svd_solver='full').fit(x[:, 0].double().numpy())
+    y = pca.transform(x[:, 0].double().numpy())
+    unit, C = y/np.linalg.norm(y, axis=1, keepdims=True), np.zeros((dim, dim))
+    for i in range(60):
+        for j in sorted(set(range(60)) - {i}, key=lambda j: ((unit[i] - unit[j])**2).sum())[:k]:
+            C += np.outer(y[j] - y[i], y[j] - y[i])
+    expected = torch.from_numpy(y @ np.linalg.inv(sqrtm(C + ridge*np.trace(C)/dim*np.eye(dim))))
+    e = principal_head(Encoder(lambda: FeatureNet(12), dim), x, 'neighbors', neighbors=k, ridge=ridge)
+    z, head = embed(e, x).double(), e.head(x[:, 0]).double()
+    torch.testing.assert_close(z @ z.T, F.normalize(expected) @ F.normalize(expected).T, atol=1e-4, rtol=0)
+    assert head.norm().item() == pytest.approx(np.linalg.norm(y), rel=1e-4) # as long as the components
 
 
-def test_whitening_makes_nothing_of_axes_without_spread():
-    "More dimensions than images: the rest of the axes are silent on these and not on others, so they stay as they are."
-    x = torch.randn(10, 1, 30, generator=generator_at('few'))
-    plain, whitened = (features_encoder(x, 20, whiten=w).head.weight.norm(dim=1) for w in (0, 1))
-    torch.testing.assert_close(plain, torch.ones(20))
-    torch.testing.assert_close(whitened[10:], torch.ones(10), rtol=0, atol=1e-4)
-    assert whitened[1:9].min() >= 1
+def test_a_head_of_neighbors_needs_neighbors():
+    x = torch.randn(5, 1, 8, generator=generator_at('few'))
+    with pytest.raises(ValueError, match='5 neighbours need 6 photos, got 5'): features_encoder(x, 2, kind='neighbors')
+    with pytest.raises(ValueError, match="unknown kind of head 'neighbours'. Did you mean 'neighbors'"):
+        features_encoder(x, 2, kind='neighbours')
+    few = torch.randn(10, 1, 30, generator=generator_at('few')) # more numbers than photos: silent axes stay finite
+    assert embed(features_encoder(few, 20, kind='neighbors'), few).isfinite().all()
+    double = few[[0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]] # all neighbours are copies: their differences are zero
+    assert embed(features_encoder(double, 4, kind='neighbors'), double).isfinite().all()
 
 
 def test_images_that_are_all_the_same_have_no_components():

@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from plm.ablation import findings_table
 from plm.core import markdown_table
-from plm.frozen import frozen_gains, frozen_table
+from plm.comparison import comparison_gains, comparison_table
 from plm.report import retrieval_markdown
 from plm.supervised import namr_table
 
@@ -86,12 +86,12 @@ def frozen_lines(part):
     for dataset in FROZEN:
         rows = rows_of(f'results/frozen/{dataset}.csv')
         assert len({row['seed'] for row in rows}) >= 5
-        header, found = frozen_table(rows, 'test')
+        header, found = comparison_table(rows, 'test')
         names = {'recall_at_1': 'R@1', 'map_at_r': 'MAP@R'}
         for line in found: lines.setdefault(line[0], []).extend(line[header.index(names[m])] for m in FROZEN[dataset])
         judged = FROZEN[dataset][0]
         for control in ('pretrained, whitened', 'plm'):
-            for name, cell in frozen_gains(rows, [control], 'test', (judged,))[1]: lines[name].append(cell)
+            for name, cell in comparison_gains(rows, [control], 'test', (judged,))[1]: lines[name].append(cell)
     own = [name for name in lines if name.startswith('plm, ') and not name.endswith('components')]
     return [[name, *cells] for name, cells in lines.items() if (name in own) == (part == 'parts')]
 

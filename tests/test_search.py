@@ -1,6 +1,6 @@
 """A search of one's own photos: what is listed, where the head begins, what is found. And the pipeline `make photos` at
 toy size, as a user runs it."""
-import csv, json, os, re, shutil, subprocess, sys, timeit, yaml
+import csv, json, os, re, shutil, sys, timeit, yaml
 from pathlib import Path
 import faiss, numpy as np, pytest, torch
 from PIL import Image
@@ -10,6 +10,7 @@ from plm.pretraining import new_encoder, principal_head
 from plm.search import (FLAT_UP_TO, Search, batch_for, begin_photos, build_index, choose_photos, chosen_photos,
                         load_photos, plot_neighbours, training_seconds, write_photos_page)
 from plm.training import TrainConstants
+from repository import copy_repository
 
 ROOT = Path(__file__).parents[1]
 TINY = TrainConstants(backbone='resnet18', weights='none', dim=8, crop=32, precision='float32', norm='moving', epochs=1,
@@ -160,7 +161,7 @@ def test_what_is_coming_is_said(folder, tmp_path, capsys):
     begin_photos(folder, '', params(tmp_path/'params.yaml'), tmp_path/'to')
     out = capsys.readouterr().out
     assert '12 images' in out and '2 labels on 12' in out and 'training does not see them' in out
-    assert re.search(r'2 epochs of resnet18 at 32 pixels, about [\d.]+ s on cpu', out)
+    assert re.search(r'2 epochs behind resnet18 at 32 pixels, about [\d.]+ s on cpu', out)
     (tmp_path/'flat').mkdir()
     for f in sorted(folder.rglob('*.png')): shutil.copy(f, tmp_path/'flat')
     begin_photos(tmp_path/'flat', '', tmp_path/'params.yaml', tmp_path/'to')
@@ -169,11 +170,12 @@ def test_what_is_coming_is_said(folder, tmp_path, capsys):
     assert str(tmp_path/'flat') in capsys.readouterr().out # again, the last one
 
 
-def test_the_estimate_grows_with_photos_and_epochs(encoder, monkeypatch):
+def test_the_estimate_grows_with_photos_and_epochs(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(timeit, 'repeat', lambda work, number, repeat: [work() or 9., 1.6, 0.8, 1.]) # of 8 squares
-    ten = TrainConstants(**TINY.model_dump() | dict(epochs=10))
-    assert training_seconds(encoder, ten, 200) == pytest.approx(0.1*200*53)
-    assert training_seconds(encoder, TINY, 100) == pytest.approx(0.1*100*8)
+    p = load_photos(params(tmp_path/'params.yaml', frozen=False, train__epochs=10))
+    assert training_seconds(encoder, p, 200) == pytest.approx(0.1*200*53)
+    p = load_photos(params(tmp_path/'params.yaml', frozen=True, views=2))
+    assert training_seconds(encoder, p, 100) == pytest.approx(0.1*100*6)
 
 
 @pytest.fixture(scope='module')
@@ -314,26 +316,13 @@ def test_imagenet_knows_which_photos_are_alike(tmp_path):
 def project(tmp_path_factory):
     "A copy of the repository with small constants, and twelve photos beside it."
     top = tmp_path_factory.mktemp('photos')
-    root, home = top/'plm repository', top/'home'
-    ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
-    for name in ('plm', 'nbs/pipeline'): shutil.copytree(ROOT/name, root/name, ignore=ignore)
+    root, run = copy_repository(top, 'pipelines/photos/dvc.yaml')
     (root/'photos').mkdir()
-    for name in ('pipelines/photos/dvc.yaml', 'Makefile', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore',
-                 'params.yaml'):
-        (root/name).parent.mkdir(exist_ok=True, parents=True)
-        shutil.copy(ROOT/name, root/name)
-    home.mkdir()
     params(root/'pipelines/photos/params.yaml')
     for i in range(12):
         (top/"my photos"/'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
         picture(i).save(top/"my photos"/'ab'[i % 2]/f"it's {i:02}.png")
     (top/'my photos/a/broken.jpg').write_bytes(b'\xff\xd8\xff\xe0 and nothing more')
-    foreign = ('DVC_', 'JUPYTER', 'IPYTHON', 'XDG_', 'GIT_', 'PLM_', 'JPY_', 'MPL', 'PYTEST')
-    env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
-    env |= dict(HOME=str(home), DVC_SITE_CACHE_DIR=str(home/'dvc'), PYTHONPATH=str(root), OMP_NUM_THREADS='1', CI='1',
-                PATH=os.pathsep.join([str(Path(sys.executable).parent), env['PATH']]))
-    def run(*command): return subprocess.run(command, cwd=root, env=env, text=True, capture_output=True, timeout=300)
-    run('git', 'init', '-q')
     def make(*settings): return run('make', '-o', 'env', 'photos', *settings) # in the environment of the tests
     return root, top/'my photos', make, run
 

@@ -1,6 +1,6 @@
-"""A frozen backbone: what is read and refused, what a run is made of, the tables by their loops. And `make cars` at toy
+"""Methods compared on photographs: what is read and refused, what a run is made of, the tables by their loops. And `make cars` at toy
 size, as a user runs it."""
-import csv, json, os, re, shutil, subprocess, sys
+import csv, json, re
 from pathlib import Path
 from statistics import mean, stdev
 import numpy as np, pytest, torch, yaml
@@ -9,12 +9,15 @@ from plm import ablation
 from plm.ablation import run_setting, run_settings
 from plm.core import generator_at
 from plm.evaluation import interval
-from plm.frozen import begin_frozen, frozen_gains, frozen_rows, frozen_table, load_frozen, run_seconds
+from plm.comparison import (begin_comparison, comparison_gains, comparison_rows, comparison_table, load_comparison,
+                            run_seconds)
 from plm.methods import METHODS
-from plm.runs import FrozenData
+from plm.pretraining import new_encoder, principal_head
+from plm.runs import FrozenData, PhotoData
+from repository import copy_repository
 
 ROOT = Path(__file__).parents[1]
-OURS = ROOT/'pipelines/frozen/params.yaml'
+OURS, FULL = (ROOT/f'pipelines/comparison/{way}.yaml' for way in ('frozen', 'full'))
 SMALL = dict(backbone='resnet18', weights='none', dim=8, crop=32, epochs=2, batch_size=20)
 
 
@@ -32,19 +35,19 @@ def params(path, train={}, **change):
 # ---- what is read
 
 def test_our_constants_hold_the_controls():
-    p = load_frozen('cars', OURS)
+    p = load_comparison('cars', OURS)
     settings = {s.name: s for s in p.chosen(1280, 'cars')}
     assert list(settings) == list(p.settings) and {s.study for s in settings.values()} == {'cars'}
-    assert settings['pretrained, all features'].train.dim == 1280 and settings['pretrained, whitened'].train == p.train
+    assert settings['pretrained, all features'].train.dim == 1280 and settings['pretrained, components'].train == p.train
     assert settings['plm'].constants == p.method['plm'] and settings['stml, plain'].constants.view == 'plain'
-    own, control = (s.constants for s in load_frozen('', OURS).chosen(1280) if s.name in ('plm', 'distance alone'))
+    own, control = (s.constants for s in load_comparison('', OURS).chosen(1280) if s.name in ('plm', 'distance alone'))
     own, control = sorted((own, control), key=lambda c: c.similarity, reverse=True)
     assert own.model_copy(update={'similarity': 'distance'}) == control # nothing else differs
-    assert {'pretrained, whitened', 'distance alone'} <= set(p.controls)
+    assert {'pretrained, neighbors', 'distance alone'} <= set(p.controls)
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(seeds=[]), r'yaml.seeds: .*at least 1'), (dict(views=0), 'yaml.views: .*greater than or equal to 2, got 0'),
+    (dict(seeds=[]), r'yaml.seeds: .*at least 1'), (dict(views=-1), 'yaml.views: .*greater than or equal to 0, got -1'),
     (dict(sides=3), "yaml.sides is not a parameter. Did you mean 'side'"), (dict(val_every=1), 'yaml.val_every'),
     (dict(train=dict(crop=41)), 'train.crop must be a side in pixels, at most side = 40, got 41'),
     (dict(train=dict(crop=None)), 'train.crop must be a side'),
@@ -57,17 +60,18 @@ def test_our_constants_hold_the_controls():
     (dict(settings={'a': {'dim': 0}}, controls=[]), "setting 'a': dim: .*greater than or equal to 1, got 0"),
     (dict(settings={'a': {'m': 9}}, controls=[]), "setting 'a': .*m = 9"),
     (dict(settings={'a': {'method': 'stml', 'k': 3}}, controls=[]), "setting 'a': k = 3 must be below, and divide"),
-    (dict(settings={'a': {'whiten': 2}}, controls=[]), "setting 'a': whiten: .*less than or equal to 1, got 2"),
+    (dict(settings={'a': {'head': 'white'}}, controls=[]), "setting 'a': head: .*'components' or 'neighbors', got 'white'"),
+    (dict(settings={'a': {'head': 'random'}}, controls=[]), "setting 'a': head must be components or neighbors"),
     (dict(cars={'plmm': {}}), "unknown method or setting in cars 'plmm'. Did you mean 'plm'"),
     (dict(cars={'plm': {'detla': 1}}), "plm.detla is not a parameter. Did you mean 'delta'")])
 def test_mistakes_are_named(tmp_path, change, words):
-    with pytest.raises(ValueError, match=words): load_frozen('cars', params(tmp_path/'params.yaml', **change))
+    with pytest.raises(ValueError, match=words): load_comparison('cars', params(tmp_path/'params.yaml', **change))
 
 
 def test_a_data_set_has_its_own_constants_and_lists_are_all_tried(tmp_path):
     file = params(tmp_path/'params.yaml', cars={'plm': {'n_alpha': 7}, 'distance alone': {'lr': 1}}, tries={
         'a': [{'n_alpha': [4, 5], 'n_beta': [0, 1], 'k': 4}, {'terms': ['point']}], 'b': [{'method': 'simclr'}]})
-    cars, grocery = (load_frozen(name, file) for name in ('cars', 'grocery'))
+    cars, grocery = (load_comparison(name, file) for name in ('cars', 'grocery'))
     assert cars.method['plm'] == grocery.method['plm'].model_copy(update={'n_alpha': 7})
     lr = [{s.name: s.constants.lr for s in p.chosen(12) if s.method == 'plm'} for p in (cars, grocery)]
     assert lr[0]['distance alone'] == 1 and lr[0]['plm'] == lr[1]['plm'] == lr[1]['distance alone']
@@ -80,9 +84,11 @@ def test_a_data_set_has_its_own_constants_and_lists_are_all_tried(tmp_path):
 
 
 def test_what_is_tried_is_as_many_settings_for_each_and_checked(tmp_path):
-    tried = [s.name.split(': ')[0] for s in load_frozen('', OURS).tried(1280)]
-    assert len(set(tried)) >= 5 and len({tried.count(name) for name in tried}) == 1
-    wrong = load_frozen('', params(tmp_path/'params.yaml', tries={'a': [{'k': [4, 3]}]}))
+    for file in (OURS, FULL): # from each start
+        tried = [s.name.split(': ')[0] for s in load_comparison('', file).tried(1280)]
+        counts = {(name.endswith('from neighbors'), tried.count(name)) for name in tried}
+        assert len(set(tried)) >= 5 and len({start for start, _ in counts}) == len(counts)
+    wrong = load_comparison('', params(tmp_path/'params.yaml', tries={'a': [{'k': [4, 3]}]}))
     with pytest.raises(ValueError, match="setting 'a: k=3': k = 3 must be below, and divide"): wrong.tried(12)
 
 
@@ -102,7 +108,7 @@ def data(tmp_path):
 
 
 def test_every_setting_runs_once_and_as_it_does_alone(data, tmp_path):
-    p = load_frozen('cars', params(tmp_path/'params.yaml'))
+    p = load_comparison('cars', params(tmp_path/'params.yaml'))
     settings = p.chosen(12, 'toy')
     rows = run_settings(settings, p.train, p.seeds, 1, 'cpu', data, tmp_path/'scratch', 'toy')
     assert len(rows) == len(settings)*2*10
@@ -113,7 +119,7 @@ def test_every_setting_runs_once_and_as_it_does_alone(data, tmp_path):
         alone = run_setting(s.method, s.constants, s.train, 1, data, scratch=tmp_path/'alone')
         assert alone == {r['metric']: r['value'] for r in rows if (r['setting'], r['seed']) == (s.name, 1)}
     value = {(r['setting'], r['seed'], r['metric']): r['value'] for r in rows}
-    start = 'pretrained, whitened' # it has no seed
+    start = 'pretrained, neighbors' # it has no seed
     assert value[start, 0, 'map_at_r'] == value[start, 1, 'map_at_r']
     assert value['plm', 0, 'map_at_r'] != value['plm', 1, 'map_at_r'] != value['distance alone', 1, 'map_at_r']
 
@@ -125,7 +131,7 @@ def test_other_features_or_labels_are_other_runs(data, tmp_path, what, monkeypat
             if not file.exists(): function(file, *arguments)
     monkeypatch.setattr(ablation, 'run_jobs', here) # no process has to start
     own = dict(settings={'pretrained': {'method': 'pretrained'}}, controls=[])
-    p = load_frozen('cars', params(tmp_path/'params.yaml', **own))
+    p = load_comparison('cars', params(tmp_path/'params.yaml', **own))
     def run(): return run_settings(p.chosen(12), p.train, [0], 1, 'cpu', data, tmp_path/'scratch')
     rows = run()
     file = Path(data.folder)/what
@@ -133,11 +139,29 @@ def test_other_features_or_labels_are_other_runs(data, tmp_path, what, monkeypat
     assert len(run()) == len(rows) and len(list((tmp_path/'scratch/ablation').iterdir())) == 2
 
 
+def test_all_weights_learn_from_photos(tmp_path):
+    "The other way: pixels instead of features, from published weights (here: none), as in a loop of its own."
+    g = torch.Generator().manual_seed(0)
+    for split, n in dict(train=24, val=12, test=12).items():
+        (tmp_path/'data').mkdir(exist_ok=True)
+        np.save(tmp_path/f'data/{split}_images.npy', torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8))
+        if split != 'train': np.save(tmp_path/f'data/{split}_labels.npy', np.arange(n) % 3)
+    p = load_comparison('cars', params(tmp_path/'params.yaml', frozen=False, views=0))
+    data = PhotoData(str(tmp_path))
+    for head in ('components', 'neighbors'):
+        shared = p.train.model_copy(update={'head': head})
+        start, again = data.start(shared, 1), principal_head(new_encoder(shared, (1,)), data.images('train'), kind=head)
+        assert all(torch.equal(a, b) for a, b in zip(start.state_dict().values(), again.state_dict().values()))
+    found = run_setting('plm', p.method['plm'], p.train, 1, data, scratch=tmp_path/'scratch')
+    assert len(found) == 10 and all(0 <= value <= 1 for value in found.values())
+
+
 def test_the_estimate_grows_with_images_and_epochs(tmp_path):
-    settings = {s.name: s for s in load_frozen('cars', params(tmp_path/'params.yaml')).chosen(12)}
-    assert run_seconds(settings['pretrained, whitened'], 12, 2, 1000) == 0
+    settings = {s.name: s for s in load_comparison('cars', params(tmp_path/'params.yaml')).chosen(12)}
+    assert run_seconds(settings['pretrained, neighbors'], (3, 12), 1000) == 0
     threads = torch.get_num_threads()
-    assert 0 < run_seconds(settings['plm'], 12, 2, 100) < run_seconds(settings['plm'], 12, 2, 10_000)
+    for shape in ((3, 12), (3, 32, 32)): # stored features, pixels
+        assert 0 < run_seconds(settings['plm'], shape, 100) < run_seconds(settings['plm'], shape, 10_000)
     assert torch.get_num_threads() == threads
 
 
@@ -151,7 +175,7 @@ def made_up(settings=('a', 'b', 'c'), seeds=4):
 
 
 def test_rows_say_their_split():
-    rows = frozen_rows(made_up())
+    rows = comparison_rows(made_up())
     assert list(rows[0]) == ['dataset', 'setting', 'seed', 'split', 'metric', 'value']
     assert [(r['split'], r['metric']) for r in rows[:4]] == [
         ('test', 'recall_at_1'), ('test', 'map_at_r'), ('val', 'recall_at_1'), ('val', 'map_at_r')]
@@ -160,15 +184,15 @@ def test_rows_say_their_split():
 
 @pytest.mark.parametrize('split, prefix', [('val', 'val_'), ('test', '')])
 def test_tables_by_the_loop(split, prefix):
-    rows = [{k: str(v) for k, v in r.items()} for r in frozen_rows(made_up())] # as csv gives them
+    rows = [{k: str(v) for k, v in r.items()} for r in comparison_rows(made_up())] # as csv gives them
     def values(setting, metric):
         return [r['value'] for r in made_up() if (r['setting'], r['metric']) == (setting, prefix + metric)]
-    header, lines = frozen_table(rows, split)
+    header, lines = comparison_table(rows, split)
     assert header == [f'{split}, %', 'R@1', 'MAP@R'] and [line[0] for line in lines] == ['a', 'b', 'c']
     for name, *cells in lines:
         for metric, cell in zip(('recall_at_1', 'map_at_r'), cells, strict=True):
             assert cell == f'{100*mean(values(name, metric)):.1f} ± {100*stdev(values(name, metric)):.1f}'
-    header, lines = frozen_gains(rows, ['b', 'c'], split)
+    header, lines = comparison_gains(rows, ['b', 'c'], split)
     assert header == [f'{split}, points', 'R@1 − b', 'MAP@R − b', 'R@1 − c', 'MAP@R − c']
     for name, *cells in lines:
         for (control, metric), cell in zip([(c, m) for c in 'bc' for m in ('recall_at_1', 'map_at_r')], cells):
@@ -190,67 +214,55 @@ def picture(kind, i):
 def project(tmp_path_factory):
     "A copy of the repository with small constants, and a folder of ten classes beside it."
     top = tmp_path_factory.mktemp('frozen')
-    root, home = top/'plm repository', top/'home'
-    ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
-    for name in ('plm', 'nbs/pipeline'): shutil.copytree(ROOT/name, root/name, ignore=ignore)
-    for name in ('pipelines/frozen/dvc.yaml', 'Makefile', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore',
-                 'params.yaml'):
-        (root/name).parent.mkdir(exist_ok=True, parents=True)
-        shutil.copy(ROOT/name, root/name)
-    home.mkdir()
+    root, run = copy_repository(top, 'pipelines/comparison/dvc.yaml')
     settings = {'pretrained, all features': {'method': 'pretrained', 'dim': None}, 'plm': {}}
-    params(root/'pipelines/frozen/params.yaml', settings=settings, train=dict(batch_size=10),
+    params(root/'pipelines/comparison/frozen.yaml', settings=settings, train=dict(batch_size=10),
            controls=['pretrained, all features'])
     for kind in range(10):
         (top/f'my cars/kind {kind}').mkdir(parents=True)
         for i in range(6): picture(kind, i).save(top/f"my cars/kind {kind}/it's {i}.png")
-    foreign = ('DVC_', 'JUPYTER', 'IPYTHON', 'XDG_', 'GIT_', 'PLM_', 'JPY_', 'MPL', 'PYTEST')
-    env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
-    env |= dict(HOME=str(home), DVC_SITE_CACHE_DIR=str(home/'dvc'), PYTHONPATH=str(root), OMP_NUM_THREADS='1', CI='1',
-                PATH=os.pathsep.join([str(Path(sys.executable).parent), env['PATH']]))
-    def run(*command): return subprocess.run(command, cwd=root, env=env, text=True, capture_output=True, timeout=300)
-    run('git', 'init', '-q')
     return root, top/'my cars', run
 
 
-def stages(p): return re.findall(r"^Running stage 'pipelines/frozen/dvc.yaml:(.*)'", p.stdout, re.M)
+def stages(p): return re.findall(r"^Running stage 'pipelines/comparison/dvc.yaml:(.*)'", p.stdout, re.M)
 
 
 def test_one_command_compares_the_methods(project):
     root, folder, run = project
     p = run('make', '-o', 'env', 'cars', f'FOLDER={folder}') # in the environment of the tests
     assert p.returncode == 0, p.stdout[-2000:] + p.stderr[-3000:]
-    assert stages(p) == ['features@cars', 'compare@cars']
+    assert stages(p) == ['features@frozen-cars', 'compare@frozen-cars']
     assert 'train 18 of 3 classes, val 12 of 2 classes, test 30 of 5 classes' in p.stdout
     shapes = {f.stem: np.load(f).shape for f in (root/'runs/frozen/cars/features').glob('*.npy')}
     assert shapes == {'train': (18, 3, 512), 'val': (12, 1, 512), 'test': (30, 1, 512)}
     rows = list(csv.DictReader(open(root/'results/frozen/cars.csv')))
     assert list(rows[0]) == ['dataset', 'setting', 'seed', 'split', 'metric', 'value'] and len(rows) == 2*2*2*5
     assert (root/'results/frozen/cars.txt').read_text() in p.stdout and 'plm' in p.stdout
-    lock = (root/'pipelines/frozen/dvc.lock').read_text()
+    lock = (root/'pipelines/comparison/dvc.lock').read_text()
     assert 'my cars' not in lock and str(folder.parent) not in lock # git learns nothing of the machine
     assert not list((root/'scratch').rglob('*.part')) and not list((root/'scratch').rglob('*.pt'))
 
-    def would_run(): return stages(run('dvc', 'repro', '--dry', 'pipelines/frozen/dvc.yaml:compare@cars'))
+    def would_run(): return stages(run('dvc', 'repro', '--dry', 'pipelines/comparison/dvc.yaml:compare@frozen-cars'))
     assert would_run() == [] # nothing has changed
     losses = root/'plm/losses.py'
     losses.write_text(losses.read_text() + '# another line\n')
-    assert would_run() == ['compare@cars'] # what features are does not depend on how one trains on them
+    assert would_run() == ['compare@frozen-cars'] # what features are does not depend on how one trains on them
     picture(3, 77).save(folder/'kind 3/new.png')
-    begin_frozen('cars', '', root/'pipelines/frozen/params.yaml', root/'runs/frozen') # the folder of the last time
-    assert 'features@cars' in would_run()
+    begin_comparison('cars', '', root/'pipelines/comparison/frozen.yaml', root/'runs/frozen') # the folder of the last time
+    assert 'features@frozen-cars' in would_run()
 
 
 def test_training_depends_on_no_train_label():
-    deps = yaml.safe_load((ROOT/'pipelines/frozen/dvc.yaml').read_text())['stages']['compare']['deps']
-    here = 'runs/frozen/${item.dataset}'
+    deps = yaml.safe_load((ROOT/'pipelines/comparison/dvc.yaml').read_text())['stages']['compare']['deps']
+    here = 'runs/${item.way}/${item.dataset}'
     assert [d for d in deps if d.startswith('runs/')] == [
-        f'{here}/features', f'{here}/data/val_labels.npy', f'{here}/data/test_labels.npy']
+        f'{here}/features', *(f'{here}/data/{name}.npy' for name in (
+            'train_images', 'val_images', 'val_labels', 'test_images', 'test_labels'))]
 
 
 def test_constants_that_decide_are_watched():
     "Each entry of the file is a parameter of a stage, but for those that decide no figure."
-    text = yaml.safe_load((ROOT/'pipelines/frozen/dvc.yaml').read_text())['stages']
+    text = yaml.safe_load((ROOT/'pipelines/comparison/dvc.yaml').read_text())['stages']
     watched = {name for stage in text.values() for of in stage['params'] for names in of.values() for name in names}
     assert '${item.dataset}' in watched # its own section
     watched |= {'cars', 'grocery'}
@@ -266,13 +278,13 @@ def test_a_mistake_is_one_line_and_leaves_the_choice(tmp_path, name, folder, wor
     (tmp_path/'runs/cars').mkdir(parents=True)
     (tmp_path/'runs/cars/listing.json').write_text('{"folder": "before"}')
     with pytest.raises(SystemExit, match=words):
-        begin_frozen(name, folder and str(tmp_path/folder), params(tmp_path/'params.yaml'), tmp_path/'runs')
+        begin_comparison(name, folder and str(tmp_path/folder), params(tmp_path/'params.yaml'), tmp_path/'runs')
     assert json.loads((tmp_path/'runs/cars/listing.json').read_text())['folder'] == 'before'
 
 
 def test_a_set_that_is_known_needs_no_folder(tmp_path, monkeypatch, capsys):
     "As `make grocery` asks for it: by its name, with the constants' val_every."
-    from plm import frozen
+    from plm import comparison
     from plm.datasets import photo_splits
     for kind in range(10):
         (tmp_path/f'a/{kind}').mkdir(parents=True)
@@ -281,8 +293,8 @@ def test_a_set_that_is_known_needs_no_folder(tmp_path, monkeypatch, capsys):
     def splits(*arguments):
         asked.append(arguments)
         return photo_splits('folder', 2, tmp_path/'a')
-    monkeypatch.setattr(frozen, 'PHOTOS', ('grocery',)), monkeypatch.setattr(frozen, 'photo_splits', splits)
-    begin_frozen('grocery', '', params(tmp_path/'params.yaml'), tmp_path/'runs')
+    monkeypatch.setattr(comparison, 'PHOTOS', ('grocery',)), monkeypatch.setattr(comparison, 'photo_splits', splits)
+    begin_comparison('grocery', '', params(tmp_path/'params.yaml'), tmp_path/'runs')
     assert asked == [('grocery', 2, None)] and '80 photos: train 24 of 3 classes' in capsys.readouterr().out
     assert json.loads((tmp_path/'runs/grocery/listing.json').read_text())['folder'] is None
 
@@ -291,23 +303,23 @@ def test_a_set_that_is_known_needs_no_folder(tmp_path, monkeypatch, capsys):
     (dict(cars={'plm': None}), 'cars: plm must be a mapping of names, got None'),
     (dict(cars=['plm']), r"cars: cars must be a mapping of names, got \['plm'\]"),
     (dict(plm=None), 'plm must be a mapping of names, got None'),
-    (dict(views=1), 'views: .*greater than or equal to 2'),
+    (dict(views=1), 'views must be 2 or more if frozen, got 1'),
     (dict(settings=['a']), r"settings must be a mapping of names, got \['a'\]"),
     (dict(seeds=[0, 0]), 'seeds must name each once'),
-    (dict(train=dict(whiten=None)), 'train.whiten must be a number')])
+    (dict(train=dict(head='random')), 'head must be components or neighbors')])
 def test_what_is_no_mapping_and_what_stands_twice_is_named(tmp_path, change, words):
     file = tmp_path/'params.yaml'
     if 'plm' in change: params(file), file.write_text(file.read_text() + 'plm: null\n')
     else: params(file, **change)
-    with pytest.raises(ValueError, match=words): load_frozen('cars', file)
+    with pytest.raises(ValueError, match=words): load_comparison('cars', file)
 
 
 def test_a_set_that_is_known_takes_no_folder_and_few_images_are_named_at_once(tmp_path):
     with pytest.raises(SystemExit, match='make grocery: grocery is a set of its own. Leave FOLDER out'):
-        begin_frozen('grocery', str(tmp_path), OURS, tmp_path/'runs')
+        begin_comparison('grocery', str(tmp_path), OURS, tmp_path/'runs')
     for kind in range(8):
         (tmp_path/f'a/{kind}').mkdir(parents=True)
         for i in range(3): picture(kind, i).save(tmp_path/f'a/{kind}/{i}.png')
     with pytest.raises(SystemExit, match='there are 6 train images, fewer than train.batch_size = 20'):
-        begin_frozen('cars', str(tmp_path/'a'), params(tmp_path/'params.yaml'), tmp_path/'runs')
+        begin_comparison('cars', str(tmp_path/'a'), params(tmp_path/'params.yaml'), tmp_path/'runs')
     assert not (tmp_path/'runs').exists()
