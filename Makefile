@@ -54,6 +54,7 @@ define comparison
 @python -c 'import sys; from plm.comparison import begin_comparison; begin_comparison(*sys.argv[1:])' \
   $@ "$$FOLDER" pipelines/comparison/$(WAY).yaml runs/$(WAY)
 dvc repro pipelines/comparison/dvc.yaml:compare@$(WAY)-$@
+@mkdir -p results/$(WAY) && cp runs/$(WAY)/$@/results/* results/$(WAY)/
 @cat results/$(WAY)/$@.txt
 endef
 

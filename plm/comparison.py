@@ -40,7 +40,7 @@ class Comparison(Constants):
     train: TrainConstants # backbone, weights, crop, precision make the features; dim, epochs, batch_size train on them
     method: dict[str, SerializeAsAny[Constants]] # name of a method -> its constants
     settings: dict[str, dict] = Field(min_length=1) # name -> what it changes: method (plm), dim, head, constants
-    tries: dict[str, list[dict]] # name -> settings to choose from; a list of values is each of them
+    tries: dict[str, list[dict]] # name of a setting -> further changes to choose from; a list of values is each of them
     controls: list[str] # settings that the others are compared with, seed by seed
 
     @model_validator(mode='after')
@@ -72,7 +72,7 @@ class Comparison(Constants):
                 lists = {k: v for k, v in change.items() if isinstance(v, list) and k != 'terms'}
                 for values in itertools.product(*lists.values()):
                     own = change | dict(zip(lists, values))
-                    found[f"{name}: {' '.join(f'{k}={v}' for k, v in own.items() if k != 'method')}"] = own
+                    found[f"{name}: {' '.join(f'{k}={v}' for k, v in own.items())}"] = self.settings.get(name, {}) | own
         return self._checked(found, features, study)
 
     def _checked(self, settings, features, study):
@@ -102,7 +102,8 @@ def load_comparison(
     "Read and check the constants. `FileNotFoundError` or `ValueError` name the file and the entry that is wrong."
     raw, method = read_yaml(path), {}
     settings = raw.get('settings') or {}
-    sets = [name for name in raw if name not in (*Comparison.model_fields, *METHODS)]
+    others = set(raw) - {*Comparison.model_fields, *METHODS} # sections of data sets; what is none is refused below
+    sets = [name for name in others if name == dataset or isinstance(raw[name], dict)]
     own = {name: raw.pop(name) for name in sets}.get(dataset, {})
     _mappings(path, dict(settings=settings), settings, {name: raw[name] for name in METHODS if name in raw})
     _mappings(f'{path}: {dataset}', {dataset: own}, own)
@@ -171,7 +172,7 @@ def begin_comparison(
     if p.frozen: lines.append(f"Features of {p.train.backbone}, {looks:,} views: {format_bytes(2*looks*F)}, about "
                               f"{format_seconds(first)} on {device}, if they are not there yet.")
     lines.append(f"{len(p.settings)} settings on {len(p.seeds)} seeds, {p.train.epochs} epochs each: about "
-                 f"{format_seconds(runs_last)} of {'one core' if device.type == 'cpu' else device} if none is there yet.")
+                 f"{format_seconds(runs_last)} of {'one core' if device.type == 'cpu' else device}.")
     print(*lines, sep='\n')
 
 # %% ../nbs/32_comparison.ipynb #6e466ca2

@@ -13,7 +13,7 @@ from .evaluation import summary
 
 # %% auto #0
 __all__ = ['channels_last', 'plot_batch', 'thumbnails', 'plot_curves', 'plot_diagnostics', 'mark_answer', 'plot_retrieved',
-           'plot_recall']
+           'plot_neighbours', 'plot_recall']
 
 # %% ../nbs/22_plots.ipynb #7d9e7501
 def channels_last(
@@ -138,6 +138,27 @@ def plot_retrieved(
     titles = ['query', *range(1, k + 1)] + ['']*(q - 1)*(k + 1)
     fig = plot_batch(torch.cat([queries[:, None], neighbors], 1).flatten(0, 1), titles, k + 1)
     for ax, answer in zip(np.reshape(fig.axes, (q, k + 1))[:, 1:].flat, correct.flatten()): mark_answer(ax, answer)
+    return fig
+
+# %% ../nbs/22_plots.ipynb #6a49fb29
+def plot_neighbours(
+    images: Tensor | np.ndarray, # (N, 3, S, S) uint8, may be mapped from the disk: only what is shown is read
+    queries: list[int], # Q rows of `images`
+    found: dict[str, np.ndarray], # title -> (Q, K) rows, nearest first
+    labels: list[str | None] | None = None, # of all N; a photo without a label is framed nowhere; None: none has one
+) -> plt.Figure:
+    "Queries and their nearest photos, for each title a block of columns. `ValueError` if the shapes do not fit."
+    if wrong := [len(rows) for rows in found.values() if len(rows) != len(queries)]:
+        raise ValueError(f"{len(queries)} queries, but neighbours of {wrong}: give (Q, K) for each title.")
+    gap, labels, titles = np.full((len(queries), 1), -1), labels or [None]*len(images), ['query']
+    for title, block in found.items(): # over the middle of its block
+        titles += ['', *(title if i == block.shape[1]//2 else '' for i in range(block.shape[1]))]
+    rows = np.hstack([np.reshape(queries, (-1, 1)), *(part for block in found.values() for part in (gap, block))])
+    small = thumbnails(images, rows.clip(0).ravel(), 72)
+    fig = plot_batch(small, titles + ['']*(rows.size - len(titles)), rows.shape[1])
+    for ax, row, query in zip(fig.axes, rows.flat, np.repeat(queries, rows.shape[1])):
+        if row < 0: ax.set_visible(False)
+        elif row != query and None not in (labels[row], labels[query]): mark_answer(ax, labels[row] == labels[query])
     return fig
 
 # %% ../nbs/22_plots.ipynb #e870ce5a

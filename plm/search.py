@@ -8,7 +8,6 @@ import csv, io, json, math, os, sys, tempfile
 from pathlib import Path
 from typing import NamedTuple
 import faiss, numpy as np, torch
-from matplotlib import pyplot as plt
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -20,15 +19,14 @@ from .encoder import Encoder, embed
 from .methods import PLM, PLMConstants
 from .params import read_yaml
 from .photos import decode_image, list_images
-from .plots import mark_answer, plot_batch, thumbnails
+from .plots import thumbnails
 from .pretraining import new_encoder
 from .report import data_url, render
 from .training import TrainConstants
 
 # %% auto #0
 __all__ = ['FLAT_UP_TO', 'Chosen', 'choose_photos', 'chosen_photos', 'PhotosConstants', 'load_photos', 'batch_for',
-           'training_seconds', 'begin_photos', 'build_index', 'photos_encoder', 'Search', 'plot_neighbours',
-           'write_photos_page']
+           'training_seconds', 'begin_photos', 'build_index', 'photos_encoder', 'Search', 'write_photos_page']
 
 # %% ../nbs/30_search.ipynb #35de9b91
 class Chosen(NamedTuple):
@@ -118,7 +116,7 @@ def training_seconds(
 ) -> float:
     "About how long it takes, from what a forward pass takes."
     passes = 1 + p.views if p.frozen else 5*p.train.epochs
-    return forward_seconds(encoder, p.train.crop)*n*(passes + 3) # three: all embedded before, after, and by the backbone
+    return forward_seconds(encoder, p.train.crop)*n*(passes + 3) # three: before, after, and the backbone's own
 
 # %% ../nbs/30_search.ipynb #0a05584d
 def begin_photos(
@@ -287,27 +285,6 @@ class Search:
                 self.index.add(z.numpy())
                 self.z, self.files = torch.cat([self.z, z]), [*self.files, file]
         return skipped
-
-# %% ../nbs/30_search.ipynb #6a49fb29
-def plot_neighbours(
-    images: Tensor | np.ndarray, # (N, 3, S, S) uint8, may be mapped from the disk: only what is shown is read
-    queries: list[int], # Q rows of `images`
-    found: dict[str, np.ndarray], # title -> (Q, K) rows, nearest first
-    labels: list[str | None] | None = None, # of all N; a photo without a label is framed nowhere; None: none has one
-) -> plt.Figure:
-    "Queries and their nearest photos, for each title a block of columns. `ValueError` if the shapes do not fit."
-    if wrong := [len(rows) for rows in found.values() if len(rows) != len(queries)]:
-        raise ValueError(f"{len(queries)} queries, but neighbours of {wrong}: give (Q, K) for each title.")
-    gap, labels, titles = np.full((len(queries), 1), -1), labels or [None]*len(images), ['query']
-    for title, block in found.items(): # over the middle of its block
-        titles += ['', *(title if i == block.shape[1]//2 else '' for i in range(block.shape[1]))]
-    rows = np.hstack([np.reshape(queries, (-1, 1)), *(part for block in found.values() for part in (gap, block))])
-    small = thumbnails(images, rows.clip(0).ravel(), 72)
-    fig = plot_batch(small, titles + ['']*(rows.size - len(titles)), rows.shape[1])
-    for ax, row, query in zip(fig.axes, rows.flat, np.repeat(queries, rows.shape[1])):
-        if row < 0: ax.set_visible(False)
-        elif row != query and None not in (labels[row], labels[query]): mark_answer(ax, labels[row] == labels[query])
-    return fig
 
 # %% ../nbs/30_search.ipynb #d51a53a8
 def _jpeg(image):

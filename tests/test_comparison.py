@@ -1,5 +1,5 @@
-"""Methods compared on photographs: what is read and refused, what a run is made of, the tables by their loops. And `make cars` at toy
-size, as a user runs it."""
+"""Methods compared on photographs: what is read and refused, what a run is made of, the tables by their loops.
+And `make cars` at toy size, as a user runs it."""
 import csv, json, re
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,6 +24,7 @@ SMALL = dict(backbone='resnet18', weights='none', dim=8, crop=32, epochs=2, batc
 def params(path, train={}, **change):
     "Our constants at toy size, some of them changed."
     raw = yaml.safe_load(OURS.read_text())
+    raw['settings'] = {name: s for name, s in raw['settings'].items() if s.get('k') != 20} # a batch has only 20
     raw |= dict(seeds=[0, 1], device='cpu', side=40, val_every=2, views=2, workers=1,
                 tries={}, cars={}, grocery={}) | change
     raw['train'] |= SMALL | train
@@ -38,11 +39,12 @@ def test_our_constants_hold_the_controls():
     p = load_comparison('cars', OURS)
     settings = {s.name: s for s in p.chosen(1280, 'cars')}
     assert list(settings) == list(p.settings) and {s.study for s in settings.values()} == {'cars'}
-    assert settings['pretrained, all features'].train.dim == 1280 and settings['pretrained, components'].train == p.train
+    assert settings['pretrained, all features'].train.dim == 1280
+    assert settings['pretrained, components'].train == p.train
     assert settings['plm'].constants == p.method['plm'] and settings['stml, plain'].constants.view == 'plain'
     own, control = (s.constants for s in load_comparison('', OURS).chosen(1280) if s.name in ('plm', 'distance alone'))
     own, control = sorted((own, control), key=lambda c: c.similarity, reverse=True)
-    assert own.model_copy(update={'similarity': 'distance'}) == control # nothing else differs
+    assert own.model_copy(update={'similarity': 'distance', 'n_beta': 0.}) == control # nothing else differs
     assert {'pretrained, neighbors', 'distance alone'} <= set(p.controls)
 
 
@@ -60,7 +62,7 @@ def test_our_constants_hold_the_controls():
     (dict(settings={'a': {'dim': 0}}, controls=[]), "setting 'a': dim: .*greater than or equal to 1, got 0"),
     (dict(settings={'a': {'m': 9}}, controls=[]), "setting 'a': .*m = 9"),
     (dict(settings={'a': {'method': 'stml', 'k': 3}}, controls=[]), "setting 'a': k = 3 must be below, and divide"),
-    (dict(settings={'a': {'head': 'white'}}, controls=[]), "setting 'a': head: .*'components' or 'neighbors', got 'white'"),
+    (dict(settings={'a': {'head': 'white'}}, controls=[]), "setting 'a': head: .* or 'neighbors', got 'white'"),
     (dict(settings={'a': {'head': 'random'}}, controls=[]), "setting 'a': head must be components or neighbors"),
     (dict(cars={'plmm': {}}), "unknown method or setting in cars 'plmm'. Did you mean 'plm'"),
     (dict(cars={'plm': {'detla': 1}}), "plm.detla is not a parameter. Did you mean 'delta'")])
@@ -70,24 +72,26 @@ def test_mistakes_are_named(tmp_path, change, words):
 
 def test_a_data_set_has_its_own_constants_and_lists_are_all_tried(tmp_path):
     file = params(tmp_path/'params.yaml', cars={'plm': {'n_alpha': 7}, 'distance alone': {'lr': 1}}, tries={
-        'a': [{'n_alpha': [4, 5], 'n_beta': [0, 1], 'k': 4}, {'terms': ['point']}], 'b': [{'method': 'simclr'}]})
+        'a': [{'n_alpha': [4, 5], 'n_beta': [0, 1], 'k': 4}, {'terms': ['point']}], 'b': [{'method': 'simclr'}],
+        'stml, plain': [{'lr': [1, 2]}]})
     cars, grocery = (load_comparison(name, file) for name in ('cars', 'grocery'))
     assert cars.method['plm'] == grocery.method['plm'].model_copy(update={'n_alpha': 7})
     lr = [{s.name: s.constants.lr for s in p.chosen(12) if s.method == 'plm'} for p in (cars, grocery)]
     assert lr[0]['distance alone'] == 1 and lr[0]['plm'] == lr[1]['plm'] == lr[1]['distance alone']
     tried = {s.name: s for s in cars.tried(12, 'cars')}
     grid = [f'a: n_alpha={a} n_beta={b} k=4' for a in (4, 5) for b in (0, 1)]
-    assert list(tried) == [*grid, "a: terms=['point']", 'b: ']
+    assert list(tried) == [*grid, "a: terms=['point']", 'b: method=simclr', 'stml, plain: lr=1', 'stml, plain: lr=2']
+    assert tried['stml, plain: lr=2'].constants.view == 'plain' # what has the name of a setting changes that setting
     assert tried['a: n_alpha=5 n_beta=0 k=4'].constants == cars.method['plm'].model_copy(
         update=dict(n_alpha=5, n_beta=0, k=4))
-    assert tried["a: terms=['point']"].constants.terms == ['point'] and tried['b: '].method == 'simclr'
+    assert tried["a: terms=['point']"].constants.terms == ['point'] and tried['b: method=simclr'].method == 'simclr'
 
 
 def test_what_is_tried_is_as_many_settings_for_each_and_checked(tmp_path):
     for file in (OURS, FULL): # from each start
         tried = [s.name.split(': ')[0] for s in load_comparison('', file).tried(1280)]
         counts = {(name.endswith('from neighbors'), tried.count(name)) for name in tried}
-        assert len(set(tried)) >= 5 and len({start for start, _ in counts}) == len(counts)
+        assert len(set(tried)) >= 4 and len({start for start, _ in counts}) == len(counts)
     wrong = load_comparison('', params(tmp_path/'params.yaml', tries={'a': [{'k': [4, 3]}]}))
     with pytest.raises(ValueError, match="setting 'a: k=3': k = 3 must be below, and divide"): wrong.tried(12)
 
@@ -109,7 +113,7 @@ def data(tmp_path):
 
 def test_every_setting_runs_once_and_as_it_does_alone(data, tmp_path):
     p = load_comparison('cars', params(tmp_path/'params.yaml'))
-    settings = p.chosen(12, 'toy')
+    settings = [s for s in p.chosen(12, 'toy') if s.name in (*p.controls, 'stml, plain')]
     rows = run_settings(settings, p.train, p.seeds, 1, 'cpu', data, tmp_path/'scratch', 'toy')
     assert len(rows) == len(settings)*2*10
     files = {f: f.stat().st_mtime_ns for f in (tmp_path/'scratch/ablation').iterdir()}
@@ -144,7 +148,8 @@ def test_all_weights_learn_from_photos(tmp_path):
     g = torch.Generator().manual_seed(0)
     for split, n in dict(train=24, val=12, test=12).items():
         (tmp_path/'data').mkdir(exist_ok=True)
-        np.save(tmp_path/f'data/{split}_images.npy', torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8))
+        images = torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8)
+        np.save(tmp_path/f'data/{split}_images.npy', images)
         if split != 'train': np.save(tmp_path/f'data/{split}_labels.npy', np.arange(n) % 3)
     p = load_comparison('cars', params(tmp_path/'params.yaml', frozen=False, views=0))
     data = PhotoData(str(tmp_path))
@@ -248,7 +253,7 @@ def test_one_command_compares_the_methods(project):
     losses.write_text(losses.read_text() + '# another line\n')
     assert would_run() == ['compare@frozen-cars'] # what features are does not depend on how one trains on them
     picture(3, 77).save(folder/'kind 3/new.png')
-    begin_comparison('cars', '', root/'pipelines/comparison/frozen.yaml', root/'runs/frozen') # the folder of the last time
+    begin_comparison('cars', '', root/'pipelines/comparison/frozen.yaml', root/'runs/frozen') # the last folder
     assert 'features@frozen-cars' in would_run()
 
 

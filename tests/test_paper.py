@@ -54,8 +54,8 @@ def test_a_preset_leaves_nothing_open(name):
 def edited(folder):
     "A params.yaml in which somebody has changed every constant that a preset sets, in each layer."
     raw = yaml.safe_load(PARAMS.read_text())
-    train = dict(backbone='resnet18', weights='none', dim=64, crop=64, precision='float32', norm='moving', head='neighbors',
-                 epochs=3, batch_size=40)
+    train = dict(backbone='resnet18', weights='none', dim=64, crop=64, precision='float32', norm='moving',
+                 head='neighbors', epochs=3, batch_size=40)
     stml = dict(lr=0.5, sigma=9, delta=9, k=2, gamma=0.5, wide=9, view='plain')
     plm = dict(lr=0.5, k=4, m=2, T=0.5, max_neighbors=9, similarity='binary', n_alpha=9, n_beta=9, delta=9, n_proxies=9,
                terms=['point'], gamma=0.5, view='augmented')
@@ -508,8 +508,8 @@ def clone(tmp_path):
     for folder in ('nbs', 'plm'): shutil.copytree(ROOT/folder, root/folder, ignore=ignore)
     for file in ('Makefile', 'dvc.yaml', 'params.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config',
                  '.dvc/.gitignore', 'requirements.lock', 'pyproject.toml', 'results/ablation.csv',
-                  'results/ablation.json',
-                 'results/namr.csv', 'results/index.csv'):
+                 'results/ablation.json', 'results/namr.csv', 'results/index.csv', 'results/frozen/cars.csv',
+                 'results/frozen/grocery.csv', 'docs/images/grocery.png'):
         (root/file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/file, root/file)
     toy = (root/'dvc.yaml').read_text()

@@ -64,7 +64,7 @@ def photos(tmp_path_factory):
                for e in range(3)]
     for m, log in (('pretrained', [dict(epoch=0, images_seen=0)]), ('plm', trained)):
         write_csv(log, root/f'runs/train/{m}-{SEED}/log.csv')
-    Image.new('L', (4, 4)).save(root/'docs/images/toy.gif')
+    for name in ('toy.gif', 'grocery.png'): Image.new('L', (4, 4)).save(root/f'docs/images/{name}')
     Image.new('L', (4, 4)).save(root/'runs/toy/training.png')
     (root/'runs/toy/training.csv').write_text('seed\n0\n')
     (root/'results/ablation.csv').write_text('dataset,study,setting,seed,metric,value\n')

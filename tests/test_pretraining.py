@@ -246,7 +246,7 @@ def test_the_head_of_neighbors_by_the_loop(dim, k, ridge):
         for j in sorted(set(range(60)) - {i}, key=lambda j: ((unit[i] - unit[j])**2).sum())[:k]:
             C += np.outer(y[j] - y[i], y[j] - y[i])
     expected = torch.from_numpy(y @ np.linalg.inv(sqrtm(C + ridge*np.trace(C)/dim*np.eye(dim))))
-    e = principal_head(Encoder(lambda: FeatureNet(12), dim), x, 'neighbors', neighbors=k, ridge=ridge)
+    e = principal_head(Encoder(lambda: FeatureNet(12), dim), x, kind='neighbors', neighbors=k, ridge=ridge)
     z, head = embed(e, x).double(), e.head(x[:, 0]).double()
     torch.testing.assert_close(z @ z.T, F.normalize(expected) @ F.normalize(expected).T, atol=1e-4, rtol=0)
     assert head.norm().item() == pytest.approx(np.linalg.norm(y), rel=1e-4) # as long as the components

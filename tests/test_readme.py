@@ -77,46 +77,55 @@ def test_the_gains_are_those_of_the_last_run():
     assert len(lines) == 10 and shown == markdown(header, lines)
 
 
-FROZEN = {'cars': ('recall_at_1', 'map_at_r'), 'grocery': ('map_at_r', 'recall_at_1')} # first: what it is judged by
+JUDGED = {'cars': ('recall_at_1', 'map_at_r'), 'grocery': ('map_at_r', 'recall_at_1')} # first: what it is judged by
+NAMES = {'recall_at_1': 'R@1', 'map_at_r': 'MAP@R'}
 
 
-def frozen_lines(part):
-    "The figures of README of methods behind a frozen backbone, on test: settings, or parts of PLM."
-    lines = {}
-    for dataset in FROZEN:
-        rows = rows_of(f'results/frozen/{dataset}.csv')
-        assert len({row['seed'] for row in rows}) >= 5
-        header, found = comparison_table(rows, 'test')
-        names = {'recall_at_1': 'R@1', 'map_at_r': 'MAP@R'}
-        for line in found: lines.setdefault(line[0], []).extend(line[header.index(names[m])] for m in FROZEN[dataset])
-        judged = FROZEN[dataset][0]
-        for control in ('pretrained, whitened', 'plm'):
-            for name, cell in comparison_gains(rows, [control], 'test', (judged,))[1]: lines[name].append(cell)
-    own = [name for name in lines if name.startswith('plm, ') and not name.endswith('components')]
-    return [[name, *cells] for name, cells in lines.items() if (name in own) == (part == 'parts')]
+def comparison_markdown(way, part):
+    "The figures of README on photographs, on test: settings, with what each is above; or parts of PLM, with the loss."
+    lines, header = {}, ['test, %']
+    controls = ['plm'] if part == 'parts' else ['pretrained, components', 'distance alone']
+    for dataset, metrics in JUDGED.items():
+        rows = rows_of(f'results/{way}/{dataset}.csv')
+        assert len({row['seed'] for row in rows}) >= (5 if way == 'frozen' else 3)
+        header += [f'{dataset} {NAMES[metrics[0]]}', NAMES[metrics[1]],
+                   *(f"− {control.removeprefix('pretrained, ')}" for control in controls)]
+        columns, found = comparison_table(rows, 'test')
+        for line in found: lines.setdefault(line[0], []).extend(line[columns.index(NAMES[m])] for m in metrics)
+        for control in controls:
+            for name, cell in comparison_gains(rows, [control], 'test', metrics[:1])[1]: lines[name].append(cell)
+    return markdown(header, [[name, *cells] for name, cells in lines.items()
+                             if name.startswith('plm, ') == (part == 'parts')])
 
 
-def frozen_markdown(part):
-    above = ('above whitened', 'above plm')
-    header = ['test, %', 'cars R@1', 'MAP@R', *(f'R@1 {a}' for a in above),
-              'grocery MAP@R', 'R@1', *(f'MAP@R {a}' for a in above)]
-    return markdown(header, frozen_lines(part))
+def few_markdown():
+    "What a head makes of few photos: means over draws, in %."
+    lines, heads = [], ('all features', 'components', 'neighbors')
+    for dataset in JUDGED:
+        rows = rows_of(f'results/frozen/few_{dataset}.csv')
+        for c in dict.fromkeys(row['classes'] for row in rows):
+            own = [row for row in rows if row['classes'] == c]
+            cells = [f"{100*mean(float(r['value']) for r in own if (r['head'], r['metric']) == (head, m)):.1f}"
+                     for m in NAMES for head in heads]
+            lines.append([f"{dataset}, {c} classes", f"{mean(int(row['photos']) for row in own):.0f}", *cells])
+    return markdown(['', 'photos', *(f'{name} {head}' for name in NAMES.values() for head in heads)], lines)
 
 
 def pieces_markdown():
     "What pieces tell, on test, without training and after it."
     lines = {}
-    for dataset in FROZEN:
+    for dataset in JUDGED:
         for row in rows_of(f'results/frozen/pieces_{dataset}.csv'):
             if row['split'] == 'test': lines.setdefault(row['embedding'], []).append(f"{float(row['value']):.2f}")
     metrics = ('purity', 'distance', 'similarity', 'share')
-    return markdown(['test', *(f'{dataset} {m}' if m == 'purity' else m for dataset in FROZEN for m in metrics)],
+    return markdown(['test', *(f'{dataset} {m}' if m == 'purity' else m for dataset in JUDGED for m in metrics)],
                     [[name, *cells] for name, cells in lines.items()])
 
 
 def test_the_photographs_are_those_of_the_last_comparison():
-    shown = dict(blocks('frozen'))
-    assert set(shown) == {'settings', 'parts'}
-    for part, table in shown.items(): assert table == frozen_markdown(part), part
-    (_, table), = blocks('pieces')
-    assert table == pieces_markdown()
+    shown = {(way, part): table for way in ('frozen', 'full') for part, table in blocks(way)}
+    assert set(shown) == {('frozen', 'settings'), ('frozen', 'parts')}
+    for block, table in shown.items(): assert table == comparison_markdown(*block), block
+    assert blocks('pieces') == [('results/frozen', pieces_markdown())]
+    assert blocks('few') == [('results/frozen', few_markdown())]
+

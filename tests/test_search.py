@@ -6,9 +6,10 @@ import faiss, numpy as np, pytest, torch
 from PIL import Image
 from plm.encoder import embed
 from plm.photos import decode_image
+from plm.plots import plot_neighbours
 from plm.pretraining import new_encoder, principal_head
 from plm.search import (FLAT_UP_TO, Search, batch_for, begin_photos, build_index, choose_photos, chosen_photos,
-                        load_photos, plot_neighbours, training_seconds, write_photos_page)
+                        load_photos, training_seconds, write_photos_page)
 from plm.training import TrainConstants
 from repository import copy_repository
 
@@ -97,7 +98,7 @@ def test_labels_of_a_csv(folder, tmp_path):
     ({'plm__visit': None}, '^plm.visit is not a parameter'), ({'plm__m': 9}, 'm = 9 must be at most dim = 8'),
     ({'plm': 3}, 'plm must be a mapping'), ({'seed': 'no'}, 'params.yaml.seed: .*valid integer'),
     ({'side': 8}, 'params.yaml.side: .*greater than or equal to 32'), ({'device': 1}, 'params.yaml.device: .*string'),
-    ({'extra': 1}, 'params.yaml.extra is not a parameter. .*has: seed, device, side, train, plm')])
+    ({'extra': 1}, 'params.yaml.extra is not a parameter. .*has: seed, device, side, frozen, views, train, plm')])
 def test_mistakes_in_the_constants_are_named(tmp_path, change, message):
     with pytest.raises(ValueError, match=message): load_photos(params(tmp_path/'params.yaml', **change))
 
