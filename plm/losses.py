@@ -30,12 +30,14 @@ def distance_regression(
     a: Tensor, # (N, d) points; gradients reach them
     b: Tensor | None, # (P, d) others, gradients reach them; None: pairs of different points of `a`, N at least 2
     s: Tensor, # (N, P) similarities, 0 to 1, no gradient
-    delta: float, # δ, distance asked of a pair of similarity 0
+    delta: float | None, # δ, distance asked of a pair of similarity 0; None: targets are to equal distances in mean
 ) -> Tensor: # scalar
     "Mean over the pairs of (δ(1 − s) − ‖a − b‖)² (PLM, L_point and L_proxy; docs/method.md, section 6)."
-    error = delta*(1 - s) - distances(a, a if b is None else b)
-    if b is None: return error.square().fill_diagonal_(0).sum()/(len(a)*(len(a) - 1))
-    return error.square().mean()
+    d, unlike = distances(a, a if b is None else b), 1 - s
+    if b is None: unlike.fill_diagonal_(0) # nobody is paired with itself
+    if delta is None: delta = d.detach().mean()/unlike.mean().clamp_min(1e-10)
+    pairs = len(a)*(len(a) - 1) if b is None else d.numel()
+    return (delta*unlike - d).square().sum()/pairs
 
 # %% ../nbs/07_losses.ipynb #88b12e36
 def neighborhood_loss(
@@ -60,12 +62,13 @@ class PLMLoss(nn.Module):
         proxies: Proxies | None = None, # the proxies, to be given to the optimiser too; None: point loss alone
         manifold: PiecewiseLinearManifold | None = None, # makes the pieces of a batch; None: with its defaults
         similarity: Similarity | None = None, # what pieces say of pairs; None: `PiecewiseLinear` with its defaults
-        delta: float = 1.4, # δ, distance asked of a pair of similarity 0 (ours, chosen on val; see above)
+        delta: float | None = 1.4, # δ, distance asked of a pair of similarity 0 (ours, chosen on val; see above)
         terms: tuple[str, ...] = TERMS, # which terms are wanted; those of proxies need proxies
     ):
         "`ValueError` for a delta of 0 or less, or terms that leave nothing to train."
         super().__init__()
-        if not delta > 0: raise ValueError(f"delta must be above 0, got {delta}. Unit vectors are at most 2 apart.")
+        if delta is not None and not delta > 0: raise ValueError(
+            f"delta must be above 0, got {delta}. Unit vectors are at most 2 apart.")
         for term in terms: one_of(term, TERMS, 'term')
         self.terms = tuple(term for term in TERMS if term in terms and (proxies is not None or term == 'point'))
         if not set(self.terms) - {'neighborhood'}:

@@ -4,37 +4,33 @@
 
 # %% ../nbs/27_namr.ipynb #1c0d1013
 from __future__ import annotations
-import copy
 import faiss, torch
-import torch.nn.functional as F
-from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, LpDistance
 from torch import Tensor, nn
-from .core import check_embeddings, one_of
+from .core import check_embeddings
+from .losses import distances
 
 # %% auto #0
-__all__ = ['StructureHead', 'check_structure', 'lift_queries', 'lift_items', 'adaptive_distances', 'adaptive_search',
-           'near_to_far', 'check_ranking', 'multi_cluster_ranking', 'AdaptiveDistance', 'NAMR']
+__all__ = ['StructureHead', 'check_structure', 'lift_queries', 'lift_items', 'adaptive_distances', 'adaptive_search', 'rerank',
+           'in_mean_distances', 'ranking_centres', 'multi_cluster_ranking', 'NAMR']
 
 # %% ../nbs/27_namr.ipynb #7e2d1ea2
 class StructureHead(nn.Module):
-    "Features of the backbone to structure embeddings: weights of mean 1 in a band around 1 (our reading of NAMR)."
+    "Features of the backbone to structure embeddings, a weight for each coordinate (NASA)."
     def __init__(self,
         in_features: int, # f, length of the features
-        dim: int, # d, length of the sample embedding, at least 2
-        band: float = 0.5, # how far a weight can be from 1, above 0 and at most 1 (ours)
+        dim: int, # d, length of the sample embedding
+        hidden: int = 512, # width in between (NASA)
     ):
         super().__init__()
-        if not 0 < band <= 1: raise ValueError(f"band must be above 0 and at most 1, got {band}: no weight below 0.")
-        if dim < 2: raise ValueError(f"dim must be at least 2, got {dim}: a single weight of mean 1 is always 1.")
-        self.band, self.linear = band, nn.utils.skip_init(nn.Linear, in_features, dim)
-        for p in self.linear.parameters(): nn.init.zeros_(p) # w = 1: training begins at the plain distance
+        self.net = nn.Sequential(nn.Linear(in_features, hidden), nn.BatchNorm1d(hidden),
+                                 nn.Linear(hidden, dim), nn.BatchNorm1d(dim))
 
-    def forward(self, h: Tensor) -> Tensor: # (B, f) features to (B, d) w: rows of mean 1, less than band from 1
+    def forward(self, h: Tensor) -> Tensor: # (B, f) features to (B, d) w, between 0.5 and 1.5
         check_embeddings(h, 'features h')
-        if h.shape[1] != self.linear.in_features: raise ValueError(
-            f"features h have length {h.shape[1]}, this head was made for {self.linear.in_features}. Set in_features.")
-        a = self.linear(F.normalize(h, dim=1)).tanh()
-        return 1 + self.band*(a - a.mean(1, keepdim=True))/2
+        f = self.net[0].in_features
+        if h.shape[1] != f: raise ValueError(
+            f"features h have length {h.shape[1]}, this head was made for {f}. Set in_features.")
+        return 0.5 + self.net(h).sigmoid()
 
 # %% ../nbs/27_namr.ipynb #37a8be2e
 def check_structure(
@@ -92,109 +88,81 @@ def adaptive_search(
     return (own - score.to(e)).clamp_min(0).masked_fill(item < 0, torch.inf), item
 
 # %% ../nbs/27_namr.ipynb #2c138ee4
-@torch.no_grad()
-def near_to_far(
-    reference: Tensor, # (B, f) what the order is taken from, B at least 2; L2-normalise the features of a network first
-) -> Tensor: # (B, B-1) int64: for each anchor the numbers of the other points, nearest first, equal distances by number
-    "The order of the batch around each point, by distance in the reference (our reading). `ValueError` for NaN."
-    check_embeddings(reference, 'reference')
-    if len(reference) < 2: raise ValueError(f"a batch of {len(reference)} has no neighbours to sort. Use more points.")
-    x = reference.double()
-    d = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist') # differences first: nothing cancels
-    return d.fill_diagonal_(-1).argsort(dim=1, stable=True)[:, 1:]
+def rerank(
+    e_q: Tensor, # (Q, d) sample embeddings of the queries
+    w_q: Tensor, # (Q, d) their structure embeddings, positive
+    e_x: Tensor, # (N, d) sample embeddings of the items
+    short: Tensor, # (Q, K) int64 rows of items, the nearest by the plain distance; -1: none (published: K = 32)
+) -> Tensor: # (Q, K) the same rows, nearest first by D(q→x); what is equally far keeps its order, and -1 comes last
+    "Each query's short list in its own metric (NASA). Memory grows with Q K d. `ValueError` as `check_structure`."
+    check_structure(e_q, w_q)
+    D = (w_q[:, None]*(e_q[:, None] - e_x[short]).square()).sum(2).masked_fill(short < 0, torch.inf)
+    return short.gather(1, D.argsort(dim=1, stable=True))
 
 # %% ../nbs/27_namr.ipynb #95cd8f79
-def check_ranking(
-    C: int, # number of clusters
-    margin: float, # between the means of neighbouring clusters, in units of the anchor's mean distance
-):
-    "Check that the ranking can be met at all. `ValueError` otherwise."
-    if C < 2: raise ValueError(f"C must be at least 2, got {C}: one cluster has no order.")
-    if not 0 < margin < 2/(C - 1): raise ValueError(
-        f"margin must lie between 0 and 2/(C - 1) = {2/(C - 1):.3g} for C = {C}, got {margin}: distances average to 1.")
+def in_mean_distances(
+    e: Tensor, # (B, d) sample embeddings, B at least 2
+) -> Tensor: # (B, d)
+    "Embeddings in units of their mean distance (NASA, while training). `ValueError` for a single one, or NaN."
+    check_embeddings(e, 'sample embeddings e')
+    if len(e) < 2: raise ValueError("a batch of 1 has no distances. Use more points.")
+    return e/(distances(e, e).sum()/(len(e)*(len(e) - 1))).clamp_min(1e-12) # all in one place: 0, not 0/0
+
+def ranking_centres(
+    e: Tensor, # (B, d) sample embeddings
+    C: int = 2, # how many, at least 2 (NASA: 2; more are NAMR, in even steps: ours)
+    t: float = 3., # how many standard deviations the near one is below the far one (NASA)
+) -> Tensor: # (C,) distances, near to far, no gradient
+    "The distances that pairs of a batch are drawn to."
+    if C < 2: raise ValueError(f"C must be at least 2, got {C}: near and far.")
+    with torch.no_grad():
+        d = distances(e, e)[_others(e)]
+        far = d.mean()
+        near = torch.maximum(0.2*far, far - t*d.std(unbiased=False))
+        return near.lerp(far, torch.linspace(0, 1, C, dtype=d.dtype, device=d.device))
 
 def multi_cluster_ranking(
-    e: Tensor, # (B, d) sample embeddings
+    e: Tensor, # (B, d) sample embeddings, of any scale, B at least 2
     w: Tensor, # (B, d) structure embeddings, positive
-    order: Tensor, # (B, B-1) the other points from near to far, from `near_to_far`
-    C: int = 50, # clusters, 2 to B-1 (ours; for batches of 100)
-    margin: float = 0.003, # per cluster, in units of the anchor's mean distance, above 0 and below 2/(C-1) (ours)
-) -> Tensor: # scalar, at least 0; gradients to e and w
-    "How far each anchor's clusters are from their order (NAMR; formula: our reading). `ValueError` for bad input."
-    B, n = len(e), len(e) - 1
-    if C > n: raise ValueError(f"C = {C} clusters cannot be cut from the {n} other points of a batch of {B}. "
-                               f"Use at least {C + 1} points, or fewer clusters.")
-    check_ranking(C, margin)
-    if order.shape != (B, n): raise ValueError(
-        f"order must have shape (B, B-1) = {(B, n)}, got {tuple(order.shape)}. Take near_to_far of the same batch.")
-    d = adaptive_distances(e, w, e).gather(1, order)
-    d = d/d.mean(1, keepdim=True).clamp_min(1e-12) # all points in one place: 0, not 0/0
-    member = F.one_hot(torch.arange(n, device=e.device)*C//n, C).to(d.dtype) # (B-1, C), alike for all: d is sorted
-    means = d@(member/member.sum(0))
-    near, far = torch.triu_indices(C, C, 1, device=e.device)
-    return F.relu(means[:, near] - means[:, far] + margin*(far - near).to(d.dtype)).mean()
+    C: int = 2, # centres, at least 2 (NASA: 2; more: NAMR, our reading)
+    alpha: float = 10., # α, how sharply a distance belongs to one centre (NASA)
+    t: float = 3., # of `ranking_centres` (NASA)
+) -> Tensor: # scalar, at least 0, in mean distances; gradients to e and w
+    "How far the adaptive distances are from the centres (NASA; formula above). Cost and memory grow with B² C."
+    e = in_mean_distances(e)
+    d = _root(adaptive_distances(e, w, e), w)[_others(e)]
+    off = (d[:, None] - ranking_centres(e, C, t)).abs()
+    return ((-alpha*off).softmax(1)*off).sum(1).mean()
 
-# %% ../nbs/27_namr.ipynb #0cb3f1ad
-class AdaptiveDistance(BaseDistance):
-    "The adaptive distance for pytorch-metric-learning, of rows [e, w]; references may also be rows e, such as proxies."
-    def __init__(self,
-        similarity: bool = False, # False: √D, in place of `LpDistance(p=2)`; True: 1 − D/2, of `CosineSimilarity`
-        power: float = 1, # as in `LpDistance`; 2 gives D itself
-    ):
-        super().__init__(normalize_embeddings=False, power=power, is_inverted=similarity) # w must not be; e is below
+def _others(e): return ~torch.eye(len(e), dtype=torch.bool, device=e.device)
 
-    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor: # (Q, 2d) and (N, 2d) or (N, d) to (Q, N)
-        e, w = query_emb.chunk(2, dim=1)
-        if ref_emb.shape[1] not in (e.shape[1], query_emb.shape[1]): raise ValueError(
-            f"references must have length d = {e.shape[1]} or 2d, got {ref_emb.shape[1]}. Proxies live where e does.")
-        return self._of(adaptive_distances(F.normalize(e), w, F.normalize(ref_emb[:, :e.shape[1]])), w)
+def _root(D, w): # of coinciding points: gradient 0, not infinity
+    noise = 16*torch.finfo(D.dtype).eps*w.detach().amax(1, keepdim=True) # left of equal points by the subtraction
+    return torch.where(D > noise, torch.maximum(D, noise).sqrt(), 0)
 
-    def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor: # row by row, to (Q,)
-        e, w = query_emb.chunk(2, dim=1)
-        D = (w*(F.normalize(e) - F.normalize(ref_emb[:, :e.shape[1]])).square()).sum(1, keepdim=True)
-        return self._of(D, w)[:, 0]
-
-    def _of(self, D, w):
-        if self.is_inverted: return 1 - D/2
-        noise = 16*torch.finfo(D.dtype).eps*w.detach().amax(1, keepdim=True) # left of equal vectors by the subtraction
-        return torch.where(D > noise, torch.maximum(D, noise).sqrt(), 0) # equal points: gradient 0, not infinity
-
-def _on_adaptive(module):
-    "A copy of a loss or miner that sees the adaptive distance. It shares the original's parameters."
-    distance = getattr(module, 'distance', None)
-    euclidean = isinstance(distance, LpDistance) and distance.p == 2 and distance.normalize_embeddings
-    if not euclidean and not isinstance(distance, CosineSimilarity): raise ValueError(
-        "metric_on='adaptive' replaces a Euclidean distance or a cosine similarity, but the distance of "
-        f"{type(module).__name__} is {distance or 'missing'}. Use metric_on='plain'.")
-    twin = copy.deepcopy(module, {id(p): p for p in module.parameters()})
-    twin.distance = AdaptiveDistance(similarity=not euclidean, power=distance.power)
-    return twin
-
+# %% ../nbs/27_namr.ipynb #9ea9cd62
 class NAMR(nn.Module):
-    "Neighborhood-adaptive multi-cluster ranking beside any metric loss (IEEE TCSVT 2022; formulas: our reading)."
+    "A metric loss, and beside it the ranking that teaches the structure (NASA, AAAI 2022; C above 2: NAMR, ours)."
     def __init__(self,
         metric_loss, # any callable of (e, target), such as a loss of pytorch-metric-learning or a `plm.losses.PLMLoss`
-        C: int = 50, # clusters around each anchor, at least 2 and below the batch size (ours; for batches of 100)
-        margin: float = 0.003, # per cluster, in units of the anchor's mean distance, below 2/(C-1) (ours)
-        weight: float = 1., # λ, of the ranking, at least 0 (ours)
-        metric_on: str = 'plain', # the distance of the metric loss: plain, or adaptive (of Euclidean or cosine) (ours)
+        C: int = 2, # centres, at least 2 (NASA: 2)
+        weight: float = 2., # λ, of the ranking, at least 0 (NASA: 2)
+        alpha: float = 10., # α, how sharply a distance belongs to one centre (NASA)
+        t: float = 3., # how many standard deviations the near centre is below the far one (NASA)
         miner = None, # of pytorch-metric-learning: picks the pairs or triplets of the metric loss; None: all
     ):
         super().__init__()
-        check_ranking(C, margin)
-        if not weight >= 0: raise ValueError(f"weight must be at least 0, got {weight}.")
-        self.adaptive = one_of(metric_on, ('plain', 'adaptive'), 'metric_on') == 'adaptive'
-        if self.adaptive: metric_loss, miner = (x if x is None else _on_adaptive(x) for x in (metric_loss, miner))
-        self.metric_loss, self.miner, self.C, self.margin, self.weight = metric_loss, miner, C, margin, weight
+        if C < 2: raise ValueError(f"C must be at least 2, got {C}: near and far.")
+        for name, value in dict(weight=weight, alpha=alpha, t=t).items():
+            if not value >= 0: raise ValueError(f"{name} must be at least 0, got {value}.")
+        self.metric_loss, self.miner, self.C, self.weight, self.alpha, self.t = metric_loss, miner, C, weight, alpha, t
 
     def forward(self,
-        e: Tensor, # (B, d) sample embeddings, L2-normalised
+        e: Tensor, # (B, d) sample embeddings, as the metric loss wants them (NASA: `in_mean_distances` of a linear layer)
         w: Tensor, # (B, d) structure embeddings, from `StructureHead`
         target: Tensor, # what the metric loss is taught from: (B,) labels, or for PLMLoss (B, d) momentum embeddings
-        reference: Tensor, # (B, f) orders the clusters, such as unit features of the momentum backbone; no gradient
     ) -> dict[str, Tensor]: # 'metric' (or a metric loss's own terms) and 'rank' with λ: scalars, their sum is the loss
         check_structure(e, w)
-        x = torch.cat([e, w], 1) if self.adaptive else e
-        metric = self.metric_loss(x, target, *([] if self.miner is None else [self.miner(x, target)]))
+        metric = self.metric_loss(e, target, *([] if self.miner is None else [self.miner(e, target)]))
         terms = metric if isinstance(metric, dict) else {'metric': metric}
-        return terms | {'rank': self.weight*multi_cluster_ranking(e, w, near_to_far(reference), self.C, self.margin)}
+        return terms | {'rank': self.weight*multi_cluster_ranking(e, w, self.C, self.alpha, self.t)}

@@ -33,6 +33,13 @@ def test_distances_and_regression_are_the_double_loop(n, p, d, seed, copies):
     assert abs(distance_regression(a, None, s, 1.7).item() - reference.point_term(a, s, 1.7)) < 1e-6
     s = torch.rand(n, p, generator=generator_at(seed), dtype=torch.float64)
     assert abs(distance_regression(a, b, s, 2.).item() - reference.proxy_term(a, b, s, 2.)) < 1e-6
+    pairs = [(i, j) for i in range(n) for j in range(p)]
+    delta = sum(reference.distance(a[i], b[j]) for i, j in pairs)/sum(1 - s[i, j].item() for i, j in pairs)
+    assert abs(distance_regression(a, b, s, None).item() - reference.proxy_term(a, b, s, delta)) < 1e-6
+    s = torch.rand(n, n, generator=generator_at(seed), dtype=torch.float64)
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+    delta = sum(reference.distance(a[i], a[j]) for i, j in pairs)/sum(1 - s[i, j].item() for i, j in pairs)
+    assert abs(distance_regression(a, None, s, None).item() - reference.point_term(a, s, delta)) < 1e-6
 
 
 def test_regression_of_one_pair():
