@@ -61,7 +61,7 @@ def adaptive_distances(
     w_q: Tensor, # (Q, d) their structure embeddings, positive
     e_x: Tensor, # (N, d) sample embeddings of the items
 ) -> Tensor: # (Q, N) D(q→x) = Σ_k w_k(q) (e_k(q) − e_k(x))², never negative; not symmetric
-    "Squared distances in the metric of each query, by one matrix product (our reading). `ValueError` for bad input."
+    "Squared distances in the metric of each query (NASA), by one matrix product (ours). `ValueError` for bad input."
     check_structure(e_q, w_q)
     check_embeddings(e_x, 'items e_x')
     if e_q.shape[1] != e_x.shape[1]: raise ValueError(
@@ -122,17 +122,19 @@ def ranking_centres(
         return near.lerp(far, torch.linspace(0, 1, C, dtype=d.dtype, device=d.device))
 
 def multi_cluster_ranking(
-    e: Tensor, # (B, d) sample embeddings, of any scale, B at least 2
+    e: Tensor, # (B, d) sample embeddings, of any scale, B at least 2; half precision counts as float32
     w: Tensor, # (B, d) structure embeddings, positive
     C: int = 2, # centres, at least 2 (NASA: 2; more: NAMR, our reading)
     alpha: float = 10., # α, how sharply a distance belongs to one centre (NASA)
     t: float = 3., # of `ranking_centres` (NASA)
 ) -> Tensor: # scalar, at least 0, in mean distances; gradients to e and w
     "How far the adaptive distances are from the centres (NASA; formula above). Cost and memory grow with B² C."
-    e = in_mean_distances(e)
-    d = _root(adaptive_distances(e, w, e), w)[_others(e)]
-    off = (d[:, None] - ranking_centres(e, C, t)).abs()
-    return ((-alpha*off).softmax(1)*off).sum(1).mean()
+    with torch.autocast(e.device.type, enabled=False): # differences of near points do not survive in 8 or 11 bits
+        e, w = (x if x.dtype == torch.float64 else x.float() for x in (e, w))
+        e = in_mean_distances(e)
+        d = _root(adaptive_distances(e, w, e), w)[_others(e)]
+        off = (d[:, None] - ranking_centres(e, C, t)).abs()
+        return ((-alpha*off).softmax(1)*off).sum(1).mean()
 
 def _others(e): return ~torch.eye(len(e), dtype=torch.bool, device=e.device)
 
@@ -158,7 +160,7 @@ class NAMR(nn.Module):
         self.metric_loss, self.miner, self.C, self.weight, self.alpha, self.t = metric_loss, miner, C, weight, alpha, t
 
     def forward(self,
-        e: Tensor, # (B, d) sample embeddings, as the metric loss wants them (NASA: `in_mean_distances` of a linear layer)
+        e: Tensor, # (B, d) sample embeddings, as the metric loss wants them (NASA: `in_mean_distances`)
         w: Tensor, # (B, d) structure embeddings, from `StructureHead`
         target: Tensor, # what the metric loss is taught from: (B,) labels, or for PLMLoss (B, d) momentum embeddings
     ) -> dict[str, Tensor]: # 'metric' (or a metric loss's own terms) and 'rank' with λ: scalars, their sum is the loss

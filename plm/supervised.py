@@ -15,7 +15,7 @@ from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor, nn
 from .checkpoint import code_of, fingerprint, load_state, save_state
-from .core import Constants, gain_and_interval, generator_at, mean_and_std, one_of, read_constants
+from .core import Constants, check_embeddings, gain_and_interval, generator_at, mean_and_std, one_of, read_constants
 from .datasets import load_labels
 from .encoder import Encoder, embed
 from .estimates import difference
@@ -155,6 +155,7 @@ class Supervised(Method):
 
     def step(self, images: Tensor, index: Tensor, augment, g: torch.Generator) -> dict[str, Tensor]:
         e, w = self.encoder.describe(augment(images, g))
+        check_embeddings(e) # a miner would say less of NaN
         if not self.encoder.unit: e = in_mean_distances(e)
         with torch.random.fork_rng(): # a miner may draw: from an address, so that a resumed run draws the same
             torch.manual_seed(int(torch.randint(2**31, (), generator=g)))
@@ -246,7 +247,7 @@ def class_structure(
     e: Tensor, # (N, d) sample embeddings
     labels: Tensor, # (N,) their classes
 ) -> Tensor: # (N, d) weights between 0.5 and 1.5
-    "What w would be if the class were known: the root of how much narrower it is than others, in each coordinate (ours)."
+    "What w would be if the class were known: the root of how much narrower it is than others, by coordinate (ours)."
     own = labels.unique(return_inverse=True)[1].to(e.device)
     spread = torch.stack([e[own == c].var(0, unbiased=False) for c in range(int(own.max()) + 1)])
     return (spread.mean(0)/spread.clamp_min(1e-12)).sqrt().clamp(0.5, 1.5)[own]
@@ -291,7 +292,9 @@ def _train(file, loss, variant, seed, p, data, shared, plm, device, scratch):
     def on_val():
         return dict(val_recall_at_1=recall_at_k(ranking(embed(encoder, val_images), 1), data.labels('val'), 1))
     log = fit(method, images, run, on_val)
-    save_state({'encoder': encoder.cpu().state_dict(), 'log': log}, file)
+    found = {split: evaluate(encoder, data.images(split), data.labels(split)) for split in ('val', 'test')}
+    figures = found['test'] | {f'val_{name}': found['val'][name] for name in ('recall_at_1', 'map_at_r')}
+    save_state({'encoder': encoder.cpu().state_dict(), 'log': log, 'figures': figures}, file)
 
 def run_all(
     dataset: str, # what it is called in messages
@@ -301,11 +304,11 @@ def run_all(
     plm: PLMConstants, # of PLM's own runs
     device: str = 'cpu', # where it trains
     scratch: str | Path = 'scratch', # finished and unfinished runs
-) -> dict[tuple[str, str, int], Path]: # one of `p.runs()` -> file with {'encoder': state, 'log': rows of `fit`}
+) -> dict[tuple[str, str, int], Path]: # one of `p.runs()` -> file with encoder (its state), log (of `fit`), figures
     "Run what is missing, side by side. Errors of `run_jobs`."
     code = code_of('methods', 'namr', 'pretraining'), Path(__file__).read_bytes(), torch.device(device).type
     labels = load_labels(f'{data.folder}/data', 'train', supervised=True)
-    seen = data.images('train'), data.images('val'), data.labels('val')
+    seen = data.images('train'), *(x(split) for split in ('val', 'test') for x in (data.images, data.labels))
     alike = fingerprint(*code, type(data).__name__, shared, *seen)
     start = {seed: fingerprint(*data.state(seed).values()) for seed in p.seeds}
     files, jobs = {}, {}
