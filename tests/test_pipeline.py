@@ -105,7 +105,7 @@ def toy(tmp_path_factory):
     studies = {'m': [2, 3], 'parts': {'full': {}, 'no subset selection': {'T': None}}}
     ablations = dict(epochs=1, workers=2, studies=studies)
     (root/'pipelines/ablations/params.yaml').write_text(yaml.safe_dump(ablations))
-    rows = [f'toy,triplet,{variant},{seed},{metric},0.{seed + 5}\n' for variant in ('plain', 'wide', 'namr')
+    rows = [f'toy,triplet,{variant},{seed},{metric},0.{seed + 5}\n' for variant in ('plain', 'wide', 'flat', 'namr')
             for seed in (0, 1) for metric in ('recall_at_1', 'map_at_r')]
     (root/'results/namr.csv').write_text('dataset,loss,variant,seed,metric,value\n' + ''.join(rows))
     rows = [f'toy,9,{embedding},Flat,Flat,{metric},1\n' for embedding in ('sample', 'NAMR')
@@ -113,7 +113,7 @@ def toy(tmp_path_factory):
     (root/'results/index.csv').write_text('dataset,vectors,embedding,index,setting,metric,value\n' + ''.join(rows))
     namr = yaml.safe_load((ROOT/'pipelines/namr/params.yaml').read_text()) | dict(seeds=[3, 4], workers=2)
     namr['train'] |= dict(dim=32, epochs=1, batch_size=20, per_class=5)
-    namr['structure'] |= dict(C=5, margin=0.02)
+    namr['structure'] |= dict(hidden=16)
     namr['unsupervised'] |= dict(epochs=1)
     namr['losses'] = {'triplet': namr['losses']['triplet']}
     (root/'pipelines/namr/params.yaml').write_text(yaml.safe_dump(namr))
@@ -269,7 +269,8 @@ def test_ablations_run_when_asked_and_find_their_place(toy, tmp_path):
 
 def test_namr_runs_when_asked_and_finds_its_place(toy, tmp_path):
     own = toy.copy(tmp_path/'toy')
-    stages = [f'{s}@{d}' for s in ('prepare', 'train') for d in ('glyphs', 'omniglot')] + ['evaluate-namr', 'index']
+    stages = [f'{s}@{d}' for s in ('prepare', 'train') for d in ('glyphs', 'omniglot')]
+    stages += ['train-photos', 'evaluate-namr', 'index']
     listed = own.ok('dvc', 'stage', 'list', 'pipelines/namr/dvc.yaml').out.splitlines()
     assert {line.split()[0].removeprefix('pipelines/namr/dvc.yaml:') for line in listed} == set(stages)
     assert own.would_run() == []
@@ -279,7 +280,8 @@ def test_namr_runs_when_asked_and_finds_its_place(toy, tmp_path):
     assert list(rows[0]) == ['dataset', 'loss', 'variant', 'seed', 'metric', 'value']
     assert {r['dataset'] for r in rows} == {'glyphs'}
     runs = {(r['loss'], r['variant'], r['seed']) for r in rows}
-    variants = ('triplet', 'plain'), ('triplet', 'wide'), ('triplet', 'namr'), ('plm', 'plain'), ('plm', 'namr')
+    variants = [*(('triplet', v) for v in ('plain', 'wide', 'scaled', 'nasa', 'flat', 'namr')),
+                *(('plm', v) for v in ('plain', 'flat', 'namr'))]
     assert runs == {(*variant, seed) for variant in variants for seed in '34'}
     value = {(r['loss'], r['variant'], r['seed'], r['metric']): float(r['value']) for r in rows}
     for run in runs: assert (*run, 'recall_at_1') in value and (*run, 'val_map_at_r') in value
@@ -297,7 +299,8 @@ def test_namr_runs_when_asked_and_finds_its_place(toy, tmp_path):
     assert own.would_run() == ['report']
     own.ok('dvc', 'repro')
     page = own.read('results/report.html')
-    assert 'NAMR on R@1' in page and 'Recall against time, glyphs' in page and 'namr − wide' in page
+    assert 'NAMR on R@1' in page and 'Recall against time, glyphs' in page and 'namr − flat' in page
+    assert 'What the structure of nasa is worth' in page
     assert not own.half_written()
 
 
