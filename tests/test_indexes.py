@@ -4,10 +4,11 @@ import faiss, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 import reference_indexes as slow
+import plm.indexes
 from plm.core import write_csv
 from plm.indexes import (INDEXES, Side, build_index, crowd, exact_neighbors, index_curve, index_table, make_side,
                          plot_indexes, recall)
-from plm.namr import adaptive_distances, lift_items, lift_queries
+from plm.namr import adaptive_distances, rerank
 
 faiss.omp_set_num_threads(1)
 
@@ -206,12 +207,11 @@ def test_without_a_structure_re_ranked_is_the_sample_embedding(name, sides):
 
 
 def test_one_index_serves_the_plain_search_and_the_second_look(sides, monkeypatch):
-    import plm.indexes as module
     built = []
     def counted(items, metric, factory):
         built.append(items.shape[1])
         return build_index(items, metric, factory)
-    monkeypatch.setattr(module, 'build_index', counted)
+    monkeypatch.setattr(plm.indexes, 'build_index', counted)
     index_curve(sides, 'IVF', repeats=1)
     assert built == [64, 128]
     others = make_side(sides['sample'].queries, sides['sample'].items.clone())
@@ -288,14 +288,19 @@ def test_a_row_names_the_cells_of_its_own_index(sides):
     assert named == {*((name, 'IVF32,Flat') for name in sides), ('few', 'IVF16,Flat')}
 
 
-def test_threads_are_given_back(sides):
+def test_searches_run_on_one_thread_and_the_others_are_given_back(sides, monkeypatch):
+    used = []
+    def watched(*args):
+        used.append(threads())
+        return rerank(*args)
+    monkeypatch.setattr(plm.indexes, 'rerank', watched)
     before = torch.get_num_threads()
     def threads(): return faiss.omp_get_max_threads(), torch.get_num_threads()
     try:
         faiss.omp_set_num_threads(2)
         torch.set_num_threads(2)
         index_curve(sides, 'Flat', repeats=1)
-        assert threads() == (2, 2)
+        assert threads() == (2, 2) and used == [(1, 1)]
         namr = sides['NAMR']
         short = Side(namr.metric, namr.queries[:, :5], namr.items, namr.true, None)
         with pytest.raises(Exception): index_curve({'NAMR': short}, 'Flat')
