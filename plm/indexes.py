@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 from .core import generator_at, one_of
-from .namr import adaptive_distances, check_structure, lift_items, lift_queries
+from .namr import adaptive_distances, check_structure, lift_items, lift_queries, rerank
 from .sampling import nearest_neighbors, not_self
 
 # %% auto #0
@@ -68,12 +68,21 @@ def recall(
 # %% ../nbs/29_indexes.ipynb #73f91b09
 @dataclass
 class Side:
-    "One embedding of queries and items, ready for an index, with the truth."
+    "One embedding of queries and items, ready for an index, with the truth; all on the CPU."
     metric: int # how the index compares: faiss.METRIC_L2 or faiss.METRIC_INNER_PRODUCT
-    queries: Tensor # (Q, D) what is searched for
-    items: Tensor # (N, D) what is stored
+    queries: Tensor # (Q, D) what is searched for, float32
+    items: Tensor # (N, D) what is stored, float32
     true: Tensor # (Q, k) the true nearest items, nearest first
-    own: Tensor | None # (Q,) row of each query among the items; None: the queries are others
+    own: Tensor | None = None # (Q,) row of each query among the items; None: the queries are others
+    w: Tensor | None = None # (Q, D) structure embeddings to re-rank by; None: the order of the index counts
+    short: int | None = None # how many are re-ranked; None: the order of the index counts
+
+    def found(self, index: faiss.Index) -> Tensor: # over the items -> (Q, k) rows, the query's own left out; -1: none
+        "What a search finds: the first k, as the index gives them or re-ranked."
+        k = self.true.shape[1]
+        near = torch.from_numpy(index.search(self.queries.numpy(), (self.short or k) + (self.own is not None))[1])
+        if self.own is not None: near = near[not_self(near, self.own)].view(len(near), -1)
+        return near if self.w is None else rerank(self.queries, self.w, self.items, near)[:, :k]
 
 def make_side(
     e_q: Tensor, # (Q, d) sample embeddings of the queries
@@ -81,11 +90,20 @@ def make_side(
     w_q: Tensor | None = None, # (Q, d) structure embeddings of the queries; None: the Euclidean distance
     k: int = 10, # true neighbours per query
     own: Tensor | None = None, # (Q,) row of each query among the items; None: the queries are others
-) -> Side: # stores d numbers per item, or 2d
-    "A sample embedding as it is, or under the adaptive distance, lifted (`plm.namr`). Errors of `exact_neighbors`."
-    true = exact_neighbors(e_q, torch.ones_like(e_q) if w_q is None else w_q, e_x, k, own)
-    if w_q is None: return Side(faiss.METRIC_L2, e_q, e_x, true, own)
-    return Side(faiss.METRIC_INNER_PRODUCT, lift_queries(e_q, w_q), lift_items(e_x), true, own)
+    short: int | None = None, # re-rank so many, the nearest by the plain distance (NASA: 32); None: no second look
+) -> Side: # stores d numbers per item, or 2d if lifted
+    """A sample embedding as it is; under the adaptive distance, lifted (`plm.namr`); or with a short list re-ranked.
+    `ValueError` for `short`, or as `exact_neighbors`."""
+    w = torch.ones_like(e_q) if w_q is None else w_q
+    true = exact_neighbors(e_q, w, e_x, k, own).cpu()
+    if short is not None and short < k: raise ValueError(
+        f"short must be at least k = {k}, the neighbours that are wanted, got {short}.")
+    own = own if own is None else own.cpu()
+    if short: return Side(faiss.METRIC_L2, _ready(e_q), _ready(e_x), true, own, _ready(w), short)
+    if w_q is None: return Side(faiss.METRIC_L2, _ready(e_q), _ready(e_x), true, own)
+    return Side(faiss.METRIC_INNER_PRODUCT, _ready(lift_queries(e_q, w_q)), _ready(lift_items(e_x)), true, own)
+
+def _ready(x): return x.float().cpu().contiguous()
 
 # %% ../nbs/29_indexes.ipynb #471ebad1
 INDEXES = { # name -> FAISS's description (np: no polysemous codes), the knob of searching, what it is set to
@@ -105,7 +123,7 @@ def build_index(
         if not hasattr(part, 'cp'): continue
         part.cp.niter, part.cp.min_points_per_centroid, part.cp.max_points_per_centroid = 10, 1, 40
     if isinstance(index, faiss.IndexIVFPQ): index.by_residual = metric == faiss.METRIC_L2
-    x = items.float().cpu().contiguous().numpy()
+    x = _ready(items).numpy()
     start = time.perf_counter()
     index.train(x)
     index.add(x)
@@ -114,10 +132,13 @@ def build_index(
 # %% ../nbs/29_indexes.ipynb #0f510de0
 @contextmanager
 def _one_thread():
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try: yield
-    finally: faiss.omp_set_num_threads(threads)
+    ways = (faiss.omp_get_max_threads, faiss.omp_set_num_threads), (torch.get_num_threads, torch.set_num_threads)
+    before = [(put, get()) for get, put in ways]
+    try:
+        for put, _ in before: put(1)
+        yield
+    finally:
+        for put, threads in before: put(threads)
 
 @_one_thread()
 def index_curve(
@@ -127,28 +148,29 @@ def index_curve(
 ) -> list[dict]: # rows of embedding, index, setting, metric, value
     """Build the index over each embedding (build_seconds, index_bytes, bytes_per_vector); search it at each setting of
     its knob (recall_at_k, 0 to 1, queries_per_second). Only times differ from call to call. `ValueError` for `name`."""
-    (factory, knob, values), indexes, rows = INDEXES[one_of(name, INDEXES, 'index')], {}, []
+    (factory, knob, values), built, indexes, rows = INDEXES[one_of(name, INDEXES, 'index')], {}, {}, []
     def note(embedding, setting, **figures):
         common = dict(embedding=embedding, index=name, setting=setting)
         rows.extend(dict(common, metric=metric, value=value) for metric, value in figures.items())
     for embedding, side in sides.items():
-        index, setting, seconds = build_index(side.items, side.metric, factory)
-        size, indexes[embedding] = faiss.serialize_index(index).nbytes, (index, setting)
+        same = id(side.items), side.metric # the plain items serve with and without a second look
+        if same not in built: built[same] = build_index(side.items, side.metric, factory)
+        index, setting, seconds = indexes[embedding] = built[same]
+        size = faiss.serialize_index(index).nbytes
+        if side.w is not None and hasattr(index, 'pq'): size += side.items.nbytes # a code cannot be looked at again
         note(embedding, setting, build_seconds=seconds, index_bytes=size, bytes_per_vector=size/len(side.items))
     for value in values:
         found, seconds = {}, defaultdict(list)
         for embedding, side in [*sides.items()]*repeats:
-            index, q = indexes[embedding][0], side.queries.float().cpu().contiguous().numpy()
+            index = indexes[embedding][0]
             if knob: faiss.ParameterSpace().set_index_parameter(index, knob, value)
             start = time.perf_counter()
-            found[embedding] = torch.from_numpy(index.search(q, side.true.shape[1] + (side.own is not None))[1])
+            found[embedding] = side.found(index)
             seconds[embedding].append(time.perf_counter() - start)
         for embedding, side in sides.items():
-            near, k = found[embedding], side.true.shape[1]
-            if side.own is not None: near = near[not_self(near, side.own.cpu())].view(-1, k)
             setting = indexes[embedding][1] + (f' {knob}={value}' if knob else '')
-            figures = {f'recall_at_{k}': recall(near, side.true.cpu())}
-            note(embedding, setting, **figures, queries_per_second=len(near)/median(seconds[embedding]))
+            figures = {f'recall_at_{side.true.shape[1]}': recall(found[embedding], side.true)}
+            note(embedding, setting, **figures, queries_per_second=len(side.queries)/median(seconds[embedding]))
     return rows
 
 # %% ../nbs/29_indexes.ipynb #c124a407
@@ -165,23 +187,25 @@ def plot_indexes(
     rows, # dicts (or csv.DictReader rows) with vectors, embedding, index, setting, metric, value, of one data set
     k: int = 10, # which recall_at_k to draw
 ) -> plt.Figure:
-    "Recall against queries per second, a panel for each number of vectors. `ValueError` if no row has the recall."
+    "Recall against queries per second, a row for each size, a column for each index. `ValueError` if no row has it."
     curves = _curves(rows, k)
     sizes, names, embeddings = (list(dict.fromkeys(keys)) for keys in zip(*curves))
-    size = 3.6*len(sizes) + 1.4, 3.6
-    fig, axes = plt.subplots(1, len(sizes), figsize=size, dpi=80, squeeze=False, sharey=True, layout='constrained')
-    styles = [dict(ls='-', marker='o'), dict(ls='--', marker='s', mfc='white'), dict(ls=':', marker='^', mfc='white')]
+    fig, axes = plt.subplots(len(sizes), len(names), figsize=(2*len(names), 2.1*len(sizes) + 0.7), dpi=80,
+                             squeeze=False, sharey='row', sharex='col', layout='constrained')
+    marks = {embedding: dict(color=f'C{i}', marker='os^d'[i % 4], ms=4.5, lw=1.2, mfc='white', label=embedding)
+             for i, embedding in enumerate(embeddings)}
     for (n, name, embedding), (_, points) in curves.items():
-        style = dict(color=f'C{names.index(name)}', ms=4.5, lw=1.2, **styles[embeddings.index(embedding)])
-        axes[0, sizes.index(n)].plot([100*found for found, _ in points], [speed for _, speed in points], **style)
-    for ax, n in zip(axes.flat, sizes):
-        ax.set(yscale='log', title=f'{n:,} vectors', xlabel=f'recall of the true {k} nearest (%)')
+        found, speed = [100*found for found, _ in points], [speed for _, speed in points]
+        axes[sizes.index(n), names.index(name)].plot(found, speed, **marks[embedding])
+    for ax in axes.flat:
+        ax.set(yscale='log', xlim=(None, 101))
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel('queries per second, one thread')
-    lines = [plt.Line2D([], [], color=f'C{i}', lw=3, label=name) for i, name in enumerate(names)]
-    lines += [plt.Line2D([], [], color='0.3', label=name, **style) for name, style in zip(embeddings, styles)]
-    fig.legend(handles=lines, loc='outside right upper', fontsize=8)
+    for ax, name in zip(axes[0], names): ax.set_title(name)
+    for ax, n in zip(axes[:, 0], sizes): ax.set_ylabel(f'{n:,} vectors\nqueries per second')
+    fig.supxlabel(f'recall of the true {k} nearest (%), one thread', fontsize='medium')
+    lines = [plt.Line2D([], [], **mark) for mark in marks.values()]
+    fig.legend(handles=lines, loc='outside upper center', ncols=len(lines))
     plt.close(fig)
     return fig
 

@@ -22,3 +22,15 @@ def recall(found, true, own=None):
         hits += sum(int(t) in near for t in true[q])
         total += k
     return hits/total
+
+
+def reranked(found, e_q, w_q, e_x, k, short, own=None):
+    "The first k of each query's short list in the order of its own distance; what is equally far keeps its order."
+    kept = []
+    for q in range(len(found)):
+        near = [int(i) for i in found[q] if own is None or int(i) != int(own[q])][:short]
+        near = [i for i in near if i >= 0]
+        D = {i: sum(float(w)*(float(a) - float(b))**2 for w, a, b in zip(w_q[q], e_q[q], e_x[i])) for i in near}
+        near = sorted(near, key=lambda i: D[i])[:k]
+        kept.append(near + [-1]*(k - len(near)))
+    return torch.tensor(kept)

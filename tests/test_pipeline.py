@@ -292,7 +292,7 @@ def test_namr_runs_when_asked_and_finds_its_place(toy, tmp_path):
     own.ok(*own.notebook('namr_index', 'namr_index'), '-y', 'sizes: [3000]')
     index = list(csv.DictReader(open(own.root/'runs/index/index.csv')))
     def found(column): return {r[column] for r in index}
-    assert found('embedding') == {'sample', 'NAMR', 'plain wide'} and found('vectors') == {'3000'}
+    assert found('embedding') == {'sample', 'NAMR', 're-ranked', 'plain wide'} and found('vectors') == {'3000'}
     assert found('index') >= {'Flat', 'IVF', 'HNSW', 'PQ32'}
     for name in ('namr/namr.csv', 'index/index.csv'): # as `make namr` does
         shutil.copy(own.root/'runs'/name, own.root/'results')
