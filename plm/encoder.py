@@ -124,9 +124,13 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def update(self, encoder: nn.Module): # f_θ after an optimiser step
-        "φ ← γφ + (1−γ)θ; integer buffers (counters) are copied."
-        states = (e.state_dict(keep_vars=True).values() for e in (self.encoder, encoder))
-        for slow, now in dict(zip(*states, strict=True)).items(): # a dict: what is shared inside comes once
+        "φ ← γφ + (1−γ)θ; integer buffers (counters) are copied. `ValueError` if the encoder has changed its weights' names."
+        slow, now = (e.state_dict(keep_vars=True) for e in (self.encoder, encoder))
+        if odd := sorted(name for name in slow.keys() | now.keys()
+                         if name not in slow or name not in now or slow[name].shape != now[name].shape):
+            raise ValueError(f"{odd[0]} of the encoder was added, removed or resized after the average had begun. "
+                             "Make the MomentumEncoder when the encoder is complete.")
+        for slow, now in {slow[name]: now[name] for name in slow}.items(): # a dict: what is shared inside comes once
             if slow.is_floating_point(): slow.lerp_(now.to(slow.dtype), 1 - self.gamma)
             else: slow.copy_(now)
 

@@ -4,7 +4,7 @@
 
 # %% ../nbs/16_photos.ipynb #bff8c6cd
 from __future__ import annotations
-import csv, difflib, errno, hashlib, inspect, itertools, json, logging, mimetypes, os, shutil, stat, time
+import csv, difflib, errno, hashlib, inspect, itertools, json, logging, mimetypes, os, re, shutil, stat, time
 import unicodedata, warnings
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +18,15 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from .core import progress, whole_file
 
 # %% auto #0
-__all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'decode_image', 'Written', 'write_photos']
+__all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'pixel_sum', 'decode_image', 'Written', 'write_photos']
 
 # %% ../nbs/16_photos.ipynb #28fadff4
 _SIGNED = ('JPEG', 'PNG', 'GIF', 'WEBP', 'AVIF', 'TIFF', 'BMP', 'JPEG2000', 'PPM') # known by their first bytes
 _CLOSED = ('EPS', 'WMF', 'MPEG', 'HDF5', 'GRIB', 'BUFR', 'IPTC') # not pictures that Pillow itself decodes
-# photos that need a plug-in; camera raw is TIFF inside, and Pillow would take its thumbnail for the photo
-_FOREIGN = set('.heic .heif .dng .nef .cr2 .cr3 .arw .orf .rw2 .raf .pef .srw'.split())
+# photos that need a plug-in. Names find broken ones, too; whether Pillow may decode a file, its content decides
+_FOREIGN = set('.heic .heics .heif .heifs .hif .jxl .dng .nef .nrw .cr2 .cr3 .crw .arw .sr2 .srf .orf .rw2 .rwl .raf '
+               '.pef .srw .3fr .fff .iiq .cap .erf .kdc .dcr .mef .mos .mrw .gpr .x3f'.split())
+_FOREIGN_HEADS = re.compile(rb'II(U\0|R[OS])|MMOR|FUJIFILM|\xff\n|\0{3}\x0cJXL |.{4}ftyp(he[iv]|mif1|msf1|crx)', re.S)
 
 _TYPES = mimetypes.MimeTypes() # Python's own table, not the machine's
 
@@ -34,11 +36,26 @@ def _format(path):
     name = Image.EXTENSION.get(path.suffix.lower())
     return name if name in Image.OPEN and name not in _CLOSED else None
 
+class _NoReader(Exception): "A photo in a format that Pillow alone cannot decode."
+
 def _open(path):
     "The image with only its header read."
-    formats = {*_SIGNED, _format(path)} & Image.OPEN.keys()
-    if path.suffix.lower() in _FOREIGN and not _format(path): formats.remove('TIFF')
-    return Image.open(path, formats=list(formats))
+    own = _format(path) # first, because a plug-in for camera raw knows the file better than Pillow's TIFF
+    formats = [f for f in dict.fromkeys([own, *_SIGNED]) if f in Image.OPEN]
+    with open(path, 'rb') as f: head = f.read(16)
+    try: im = Image.open(path, formats=formats)
+    except UnidentifiedImageError:
+        if _FOREIGN_HEADS.match(head) or not own and re.match(rb'II[*+]\0|MM\0[*+]', head): raise _NoReader from None
+        raise
+    # a TIFF with the name of no format is a camera's, whatever its maker calls it
+    named = own or not path.suffix
+    if im.format != 'TIFF' or named and not _is_raw(im) and head[8:11] not in (b'CR\2', b'III', b'MMM'): return im
+    im.close()
+    raise _NoReader
+
+def _is_raw(im):
+    "Whether a TIFF shows a small version of what it holds, or is a DNG: of camera raw, Pillow reads the thumbnail."
+    return im.format == 'TIFF' and bool(im.tag_v2.get(254, 0) & 1 or 50706 in im.tag_v2)
 
 def _is_candidate(path):
     "Whether `path` looks like an image, by its name or its content. A broken `.jpg` does: the report shall name it."
@@ -177,50 +194,71 @@ class Decoded(NamedTuple):
     pixels: np.ndarray | None # uint8 (3, side, side), RGB; None if the file was skipped
     note: str # why it was skipped (kind, colon, reason), or what was odd about it; '' for a plain photo
 
+def pixel_sum(
+    pixels: np.ndarray, # uint8 (3, side, side), as `decode_image` gives them
+) -> str: # 32 hexadecimal digits
+    "By what a photo is known, whatever its file is called and wherever it lies."
+    return hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).hexdigest()
+
 def decode_image(
-    path: str | Path, # an image file
+    image: str | Path | Image.Image, # an image: a file, or one that is open
     side: int = 256, # S, side of the result in pixels, at least 16 (256 published, as the protocols' Resize)
     squeeze: bool = False, # True: the whole image, squeezed to a square (ours); False: its central square (published)
 ) -> Decoded:
     """Decode one image: upright, RGB, a square of `side` pixels.
 
-    Never raises for what is in the file; `ValueError` for a wrong `side`."""
+    Never raises for what is in the file; `ValueError` for a wrong `side`, and for what is neither path nor image."""
     _check_side(side)
-    with _quiet(): return _decode(Path(path), side, squeeze)
+    if not isinstance(image, (str, os.PathLike, Image.Image)): raise ValueError(
+        f"an image is a path or a PIL image, got {type(image).__name__}. An array becomes one by Image.fromarray.")
+    with _quiet(): return _decode(image if isinstance(image, Image.Image) else Path(image), side, squeeze)
 
 def _check_side(side):
     if isinstance(side, int) and side >= MIN_SIDE: return
     raise ValueError(f"side must be a whole number of pixels, at least {MIN_SIDE}, got {side!r}.")
 
-def _decode(path, side, squeeze):
-    try: return _read(path, side, squeeze)
-    except UnidentifiedImageError:
-        if path.suffix.lower() not in _FOREIGN: return Decoded(None, 'not an image: no format that Pillow reads')
-        return Decoded(None, f'no reader: Pillow alone cannot decode {path.suffix}; convert it to JPEG or PNG')
+def _decode(image, side, squeeze):
+    try:
+        if not isinstance(image, Image.Image): return _read(image, side, squeeze)
+        if _is_raw(image): raise _NoReader
+        return _squared(image, side, squeeze, [])
+    except (_NoReader, UnidentifiedImageError) as e:
+        if isinstance(e, _NoReader) or image.suffix.lower() in _FOREIGN: return Decoded(None, _no_reader(image))
+        return Decoded(None, 'not an image: no format that Pillow reads')
     except Image.DecompressionBombError: return Decoded(None, _TOO_LARGE)
     except MemoryError: return Decoded(None, 'too large: memory was not enough')
     except Exception as e: # damaged bytes raise nearly anything: OSError, SyntaxError, struct.error, KeyError, ...
         if isinstance(e, OSError) and e.errno: return Decoded(None, f'unreadable: {e.strerror}')
         return Decoded(None, f"broken: {' '.join(str(e).split()) or type(e).__name__}")
 
+def _no_reader(image):
+    path = Path(os.fsdecode(getattr(image, 'filename', image)))
+    what = 'its content (camera raw, HEIF or JPEG XL)' if _format(path) or not path.suffix else path.suffix
+    return f'no reader: Pillow alone cannot decode {what}; convert it to JPEG or PNG'
+
 def _read(path, side, squeeze):
     info, notes = path.stat(), []
     if not stat.S_ISREG(info.st_mode): return Decoded(None, 'unreadable: not a file')
     if not info.st_size: return Decoded(None, 'broken: empty file (0 bytes)')
     with _open(path) as im:
-        w, h = im.size
-        if w*h > MAX_PIXELS: return Decoded(None, _TOO_LARGE)
-        if min(w, h) < MIN_SIDE:
-            return Decoded(None, f'too small: {w}x{h} pixels, the shorter side must have {MIN_SIDE}')
         if getattr(im, 'is_animated', False) and im.format != 'MPO': # MPO: a telephone's JPEG with a preview behind it
             notes.append('animated or several pages: first one kept')
-        im.draft(None, (2*side, 2*side)) # does something for JPEG only
-        deep = any(';16' in str(tile.args) for tile in im.tile) # before the EXIF, for which a PNG may have to load
-        turned = _orientation(im)
-        im.load()
-        orientation = _orientation(im) # gone where Pillow has turned the image in load (TIFF)
-        if deep and im.mode[0] not in 'IF': notes.append('16-bit colour scaled to 8 bits') # Pillow keeps the upper byte
-        rgb = _as_rgb(im, notes)
+        return _squared(im, side, squeeze, notes, draft=True)
+
+def _squared(im, side, squeeze, notes, draft=False):
+    "An image of any kind that is open; with `draft` it may be changed."
+    w, h = im.size
+    if w*h > MAX_PIXELS: return Decoded(None, _TOO_LARGE)
+    if min(w, h) < MIN_SIDE:
+        return Decoded(None, f'too small: {w}x{h} pixels, the shorter side must have {MIN_SIDE}')
+    if draft: im.draft(None, (2*side, 2*side)) # does something for JPEG only
+    # before the EXIF, for which a PNG may have to load
+    deep = any(';16' in str(tile.args) for tile in getattr(im, 'tile', ()))
+    turned = _orientation(im)
+    im.load()
+    orientation = _orientation(im) # gone where Pillow has turned the image in load (TIFF)
+    if deep and im.mode[0] not in 'IF': notes.append('16-bit colour scaled to 8 bits') # Pillow keeps the upper byte
+    rgb = _as_rgb(im, notes)
     if turned in _UPRIGHT: notes.append('turned upright by EXIF')
     return Decoded(_square(rgb, side, orientation, squeeze), '; '.join(notes))
 
@@ -310,7 +348,7 @@ def _in_order(pool, files, side, squeeze, ahead):
     "Yield (pixels, note, sum) for each file in order; at most `ahead` are under way."
     def work(file):
         pixels, note = _decode(file, side, squeeze)
-        return pixels, note, None if pixels is None else hashlib.blake2b(pixels, digest_size=16).hexdigest()
+        return pixels, note, None if pixels is None else pixel_sum(pixels)
     files, waiting = iter(files), deque()
     while True:
         waiting.extend(pool.submit(work, file) for file in itertools.islice(files, ahead - len(waiting)))
@@ -386,7 +424,7 @@ def _report(out, done, name):
 
 def _fingerprint(files, side, drop_duplicates, squeeze):
     "Of everything that decides the array."
-    deciding = _open, _decode, _read, _square, _as_rgb, _grey_as_rgb, _without_twins, write_photos
+    deciding = _open, _is_raw, _decode, _read, _squared, _square, _as_rgb, _grey_as_rgb, _without_twins, write_photos
     code = [inspect.getsource(f) for f in deciding]
     digest = hashlib.sha256(repr((code, PIL.__version__, MIN_SIDE, MAX_PIXELS, side, drop_duplicates)).encode())
     for file in files:

@@ -4,7 +4,7 @@
 
 # %% ../nbs/30_search.ipynb #b965f3a3
 from __future__ import annotations
-import csv, io, json, math, os, sys, tempfile
+import csv, io, json, math, os, sys
 from pathlib import Path
 from typing import NamedTuple
 import faiss, numpy as np, torch
@@ -18,7 +18,7 @@ from .core import (Constants, check_embeddings, format_bytes, format_seconds, pi
 from .encoder import Encoder, embed
 from .methods import PLM, PLMConstants
 from .params import read_yaml
-from .photos import decode_image, list_images
+from .photos import decode_image, list_images, pixel_sum
 from .plots import thumbnails
 from .pretraining import new_encoder
 from .report import data_url, render
@@ -179,13 +179,14 @@ class Search:
         train: TrainConstants, # that describe it
         side: int, # of the stored squares, in pixels
         files: list[str], # N names, relative to the folder of photos
+        sums: list[str], # N sums of their pixels, as `plm.photos.pixel_sum` gives them
         z: Tensor, # (N, d) their embeddings
         index: faiss.Index | None = None, # of these embeddings; None: built here
     ):
-        if len(files) != len(z):
-            raise ValueError(f"there are {len(files)} names for {len(z)} embeddings: give one each.")
+        if not len(files) == len(sums) == len(z):
+            raise ValueError(f"there are {len(files)} names and {len(sums)} sums for {len(z)} embeddings: give one each.")
         self.encoder, self.train, self.side, self.files = encoder.eval(), train, side, list(files)
-        self.z, self.index = z.cpu(), build_index(z) if index is None else index
+        self.sums, self.z, self.index = list(sums), z.cpu(), build_index(z) if index is None else index
 
     @classmethod
     def load(cls,
@@ -201,13 +202,13 @@ class Search:
         encoder = photos_encoder(train, made['frozen'])
         encoder.load_state_dict(load_state(folder/'encoder.pt'))
         with open(folder/'files.csv', newline='', encoding='utf-8', errors='surrogateescape') as f:
-            files = [row['file'] for row in csv.DictReader(f)]
+            files, sums = zip(*((row['file'], row['sum']) for row in csv.DictReader(f)))
         index = faiss.read_index(os.fspath(folder/'index.faiss'))
         z = torch.from_numpy(np.load(folder/'embeddings.npy', allow_pickle=False))
         if not len(files) == len(z) == index.ntotal:
             raise ValueError(f"{folder} holds {len(files)} names, {len(z)} embeddings and an index of {index.ntotal}: "
                              "they are of different runs. Make it again: make photos")
-        return cls(encoder.to(pick_device(device)), train, made['side'], files, z, index)
+        return cls(encoder.to(pick_device(device)), train, made['side'], files, sums, z, index)
 
     def save(self,
         folder: str | Path, # made if missing; gets search.json, encoder.pt, files.csv, embeddings.npy, index.faiss
@@ -217,7 +218,7 @@ class Search:
         save_state({name: v.cpu() for name, v in self.encoder.state_dict().items()}, folder/'encoder.pt')
         with (whole_file(folder/'files.csv') as tmp,
               open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f): # a name need not be text
-            csv.writer(f).writerows([['file'], *([name] for name in self.files)])
+            csv.writer(f).writerows([['file', 'sum'], *zip(self.files, self.sums)])
         with whole_file(folder/'embeddings.npy') as tmp, open(tmp, 'wb') as f: np.save(f, self.z.numpy())
         with whole_file(folder/'index.faiss') as tmp: faiss.write_index(self.index, os.fspath(tmp))
         with whole_file(folder/'search.json') as tmp:
@@ -227,14 +228,14 @@ class Search:
         image: str | Path | Image.Image, # a file, or an image that is open
     ) -> Tensor: # (1, d)
         "The embedding of a new photo. `ValueError` if it cannot be decoded, with the reason."
-        with tempfile.TemporaryDirectory() as folder:
-            file = image
-            if isinstance(image, Image.Image): # through a file, so that there is one way to decode
-                file, modes = f'{folder}/image.png', ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I', 'I;16') # of PNG
-                (image if image.mode in modes else image.convert('RGB')).save(file, exif=image.getexif())
-            pixels, note = decode_image(file, self.side)
+        return self._embed(self._pixels(image))
+
+    def _pixels(self, image):
+        pixels, note = decode_image(image, self.side)
         if pixels is None: raise ValueError(f"{image} cannot be searched for: {note}.")
-        return embed(self.encoder, torch.from_numpy(pixels)[None]).cpu()
+        return pixels
+
+    def _embed(self, pixels): return embed(self.encoder, torch.from_numpy(pixels)[None]).cpu()
 
     def find(self,
         image: str | Path | Image.Image, # a new photo: a file, or an image that is open
@@ -272,18 +273,23 @@ class Search:
     def add(self,
         files: list[str | Path], # new photos
     ) -> dict[str, str]: # the files that were not added, and why; odd ones that were added are not listed
-        "Put new photos into the search, by their full path. The encoder is not trained on them; `save` keeps them."
+        """Put new photos into the search, by their full path. The encoder is not trained on them; `save` keeps them.
+        A photo is new if no other has its pixels, whatever the paths."""
         if isinstance(files, (str, Path)):
             raise ValueError(f"files must be a list of paths, got the one path {str(files)!r}.")
-        skipped = {}
+        skipped, known, names = {}, dict(zip(self.sums, self.files)), set(self.files)
         for file in (os.fspath(Path(f).absolute()) for f in files):
             try:
-                if file in self.files: raise ValueError('already there')
-                z = self.embed(file)
+                pixels = self._pixels(file)
+                if (name := known.get(pixel_sum(pixels))) is not None: raise ValueError(f'already there, as {name}')
+                if file in names: raise ValueError('another photo of this path is already there: rename the file')
+                z = self._embed(pixels)
             except ValueError as e: skipped[file] = str(e)
             else:
                 self.index.add(z.numpy())
-                self.z, self.files = torch.cat([self.z, z]), [*self.files, file]
+                self.z = torch.cat([self.z, z])
+                self.files.append(file), self.sums.append(pixel_sum(pixels)), names.add(file)
+                known[self.sums[-1]] = file
         return skipped
 
 # %% ../nbs/30_search.ipynb #d51a53a8

@@ -405,6 +405,48 @@ def test_raw_and_heic_are_named_and_never_a_thumbnail(tmp_path):
     assert [decode_image(f, 32).note for f in found.files] == [note('.NEF'), '', note('.heic')]
 
 
+SMALL = {254: 1} # NewSubfileType: a reduced version of another image
+@pytest.mark.parametrize('name, tags, head', [
+    *((f'a{suffix}', SMALL, b'') for suffix in ('.nrw', '.3fr', '.sr2', '.erf', '.kdc', '.mef', '.dcr', '.fff', '.mos',
+                                                '.rwl', '.unheard', '.tif', '.jpg', '')),
+    ('a.gpr', {50706: b'\1\4\0\0'}, b''), ('a.tif', {50706: b'\1\4\0\0'}, b''), # DNGVersion
+    ('a.iiq', {}, b'IIII'), ('a.cap', {}, b'MMMM'), ('a.tif', {}, b'IIII'), ('a.tif', {}, b'CR\2\0'), ('b.new', {}, b'')])
+def test_the_thumbnail_of_camera_raw_is_no_photo(tmp_path, name, tags, head):
+    file = tmp_path/name
+    save(file, format='TIFF', tiffinfo=tags)
+    if head: # between the header and the first directory
+        data = bytearray(file.read_bytes())
+        at, = struct.unpack('<I', data[4:8])
+        data += b'\0'*(len(data) % 2)
+        n, = struct.unpack('<H', data[at:at + 2])
+        data[4:8] = struct.pack('<I', len(data))
+        data += data[at:at + 2 + 12*n + 4]
+        data[8:8 + len(head)] = head
+        file.write_bytes(data)
+    assert list_images(tmp_path).files == [file]
+    assert decode_image(file, 32).note.startswith('no reader: Pillow alone cannot decode ')
+    if tags: assert decode_image(Image.open(file), 32).note.startswith('no reader: ')
+
+
+@pytest.mark.parametrize('name', ['a.tif', 'a.tiff', 'a', 'a.jpg'])
+def test_a_tiff_is_a_photo(tmp_path, name):
+    assert decode_image(save(tmp_path/name, format='TIFF'), 32).pixels is not None
+
+
+@pytest.mark.parametrize('head', [b'\0\0\0\x18ftypheix', b'\0\0\0\x18ftypcrx ', b'\xff\n', b'\0\0\0\x0cJXL ', b'IIU\0',
+                                  b'IIRO', b'FUJIFILMCCD-RAW'])
+@pytest.mark.parametrize('name', ['a.jpg', 'a', 'a.hif', 'a.heics', 'a.jxl'])
+def test_photos_without_a_reader_are_known_by_their_content(tmp_path, name, head):
+    (tmp_path/name).write_bytes(head + bytes(200))
+    assert list_images(tmp_path).files == [tmp_path/name]
+    assert decode_image(tmp_path/name, 32).note.startswith('no reader: Pillow alone cannot decode ')
+
+
+@pytest.mark.parametrize('image', [np.zeros((40, 40, 3), np.uint8), b'a.jpg', None, 3])
+def test_what_is_neither_path_nor_image_is_named(image):
+    with pytest.raises(ValueError, match='a path or a PIL image'): decode_image(image)
+
+
 def test_a_plugin_reads_what_pillow_cannot(tmp_path, monkeypatch):
     (tmp_path/'a.heic').write_bytes(b'HEIC')
     class Plugin(ImageFile.ImageFile):

@@ -5,7 +5,7 @@ from pathlib import Path
 import faiss, numpy as np, pytest, torch
 from PIL import Image
 from plm.encoder import embed
-from plm.photos import decode_image
+from plm.photos import decode_image, pixel_sum
 from plm.plots import plot_neighbours
 from plm.pretraining import new_encoder, principal_head
 from plm.search import (FLAT_UP_TO, Search, batch_for, begin_photos, build_index, choose_photos, chosen_photos,
@@ -76,7 +76,7 @@ def test_a_name_that_is_not_text_survives(tmp_path):
     os.rename(tmp_path/'plain.png', tmp_path/'photos'/name)
     choose_photos(tmp_path/'photos').save(tmp_path/'to')
     assert chosen_photos(tmp_path/'to').names == [name]
-    Search(new_encoder(TINY), TINY, 40, [name], torch.eye(8)[:1]).save(tmp_path/'search')
+    Search(new_encoder(TINY), TINY, 40, [name], ['0'], torch.eye(8)[:1]).save(tmp_path/'search')
     assert Search.load(tmp_path/'search', 'cpu').files == [name]
     black = np.zeros((1, 3, 40, 40), np.uint8)
     write_photos_page(tmp_path/'page.html', black, [name], [0], {'near': np.zeros((1, 1), int)})
@@ -201,7 +201,7 @@ def test_neighbours_and_duplicates_by_hand(encoder):
     z = unit(30, 8)
     z[7] = z[3]
     z[9] = torch.nn.functional.normalize(z[3] + 0.01*unit(1, 8, 1)[0], dim=0)
-    s = Search(encoder, TINY, 40, [f'{i}.jpg' for i in range(30)], z)
+    s = Search(encoder, TINY, 40, [f'{i}.jpg' for i in range(30)], range(30), z)
     for i in (0, 3, 7):
         rows, d = slow(z, z[i], 6, i)
         names, found = s.neighbours(i, 6)
@@ -220,8 +220,9 @@ def test_neighbours_and_duplicates_by_hand(encoder):
 
 def test_a_new_photo_goes_the_way_of_the_others(encoder, folder, tmp_path):
     names = choose_photos(folder).names
-    z = embed(encoder, torch.from_numpy(np.stack([decode_image(folder/n, 40).pixels for n in names])))
-    s = Search(encoder, TINY, 40, names, z)
+    x = np.stack([decode_image(folder/n, 40).pixels for n in names])
+    z = embed(encoder, torch.from_numpy(x))
+    s = Search(encoder, TINY, 40, names, [pixel_sum(p) for p in x], z)
     new = picture(50, (70, 40))
     exif = Image.Exif()
     exif[0x0112] = 6 # stored lying: to be turned by 90 degrees
@@ -239,14 +240,47 @@ def test_a_new_photo_goes_the_way_of_the_others(encoder, folder, tmp_path):
     with pytest.raises(ValueError, match='bad.jpg cannot be searched for'): s.find(tmp_path/'bad.jpg')
     with pytest.raises(ValueError, match='No such file'): s.find(tmp_path/'none.jpg')
     skipped = s.add([tmp_path/'new.png', tmp_path/'bad.jpg', tmp_path/'new.png'])
-    assert list(skipped.values())[1] == 'already there' and len(s.files) == len(s.z) == s.index.ntotal == 13
+    assert list(skipped) == [str(tmp_path/'bad.jpg'), str(tmp_path/'new.png')] and len(s.files) == len(s.z) == s.index.ntotal == 13
     assert s.find(new, 1)[0] == [str(tmp_path/'new.png')] and s.find(new, 1)[1][0] < 5e-3
     with pytest.raises(ValueError, match='list of paths'): s.add(str(tmp_path/'new.png'))
 
 
+def test_a_photo_is_known_by_its_pixels(encoder, folder, tmp_path, monkeypatch):
+    names = choose_photos(folder).names
+    x = np.stack([decode_image(folder/n, 40).pixels for n in names])
+    z = embed(encoder, torch.from_numpy(x))
+    Search(encoder, TINY, 40, names, [pixel_sum(p) for p in x], z).save(tmp_path/'search')
+    s = Search.load(tmp_path/'search', 'cpu')
+    (tmp_path/'link').symlink_to(folder)
+    shutil.copy(folder/names[2], tmp_path/'other name.png')
+    monkeypatch.chdir(folder)
+    ways = [names[0], folder/names[0], f'{folder}/../photos/{names[1]}', tmp_path/'link'/names[0], tmp_path/'other name.png']
+    skipped = s.add(ways)
+    assert len(s.files) == 12 and set(skipped.values()) == {f'already there, as {n}' for n in names[:3]}
+    picture(60).save(tmp_path/'new.png')
+    assert s.add([tmp_path/'new.png']) == {} and len(s.files) == s.index.ntotal == len(s.sums) == 13
+    s.save(tmp_path/'search')
+    picture(61).save(tmp_path/'new.png')
+    again = Search.load(tmp_path/'search', 'cpu')
+    assert 'another photo of this path' in again.add([tmp_path/'new.png'])[str(tmp_path/'new.png')]
+
+
+DEEP = (np.arange(60*50).reshape(50, 60) % 251*261).astype(np.uint16) # 16 bits
+@pytest.mark.parametrize('image', [
+    Image.fromarray(DEEP), Image.fromarray(DEEP.astype('>u2')), Image.fromarray(DEEP.astype(np.int32)*1000),
+    Image.fromarray(DEEP.astype(np.float32)/65536), Image.fromarray(DEEP.astype(np.float32)), picture(3),
+    picture(3).convert('L'), picture(3).convert('P'), picture(3).convert('RGBA'), picture(3).convert('CMYK')],
+    ids=lambda im: im.mode)
+def test_an_open_image_is_embedded_as_its_file(encoder, image, tmp_path):
+    s = Search(encoder, TINY, 40, ['a'], ['0'], torch.eye(8)[:1])
+    image.save(tmp_path/'a.tif')
+    own = s.embed(tmp_path/'a.tif')
+    assert torch.equal(s.embed(image), own) and torch.equal(s.embed(Image.open(tmp_path/'a.tif')), own)
+
+
 def test_saved_and_loaded_it_is_the_same(encoder, tmp_path):
     z = unit(20, 8)
-    Search(encoder, TINY, 40, [f'{i}, "a".jpg' for i in range(20)], z).save(tmp_path/'a')
+    Search(encoder, TINY, 40, [f'{i}, "a".jpg' for i in range(20)], range(20), z).save(tmp_path/'a')
     loaded = Search.load(tmp_path/'a', 'cpu')
     loaded.save(tmp_path/'b')
     for f in sorted((tmp_path/'a').iterdir()): assert f.read_bytes() == (tmp_path/'b'/f.name).read_bytes(), f.name
@@ -268,7 +302,7 @@ def test_many_photos_get_cells(tmp_path):
     assert again.nprobe == cells.nprobe == 32
     true, found = flat.search(z[:100].numpy(), 10)[1], again.search(z[:100].numpy(), 10)[1]
     assert np.mean([len(set(a) & set(b)) for a, b in zip(true, found)]) > 9
-    s = Search(new_encoder(TINY), TINY, 40, list(map(str, range(3000))), z, cells)
+    s = Search(new_encoder(TINY), TINY, 40, list(map(str, range(3000))), range(3000), z, cells)
     names, d = s.neighbours(5, 2999)
     assert '5' not in names and len(names) == len(d) < 2999 # cells that were not visited hold the others
     assert len(set(names)) == len(names)
@@ -307,7 +341,7 @@ def test_imagenet_knows_which_photos_are_alike(tmp_path):
     small = dict(backbone='efficientnet_lite0', weights='imagenet', dim=16, crop=64)
     shared = TrainConstants(**TINY.model_dump() | small)
     e = principal_head(new_encoder(shared, begin=True), x)
-    s = Search(e, shared, 72, list(map(str, range(27))), embed(e, x))
+    s = Search(e, shared, 72, list(map(str, range(27))), range(27), embed(e, x))
     assert np.mean([labels[int(s.neighbours(i, 1)[0][0])] == labels[i] for i in range(27)]) > 0.75
 
 
