@@ -5,18 +5,20 @@
 # %% ../nbs/00_core.ipynb #cbd3b331
 from __future__ import annotations
 import csv, difflib, hashlib, io, math, os, sys
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import reduce, wraps
 from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm as auto_tqdm
 from tqdm import tqdm as text_tqdm
 
 # %% auto #0
-__all__ = ['generator_at', 'whole_file', 'write_csv', 'one_of', 'check_embeddings', 'Constants', 'read_constants', 'pick_device',
-           'progress', 'format_bytes', 'format_seconds', 'mean_and_std', 'gain_and_interval', 'text_table',
-           'markdown_table']
+__all__ = ['generator_at', 'whole_file', 'write_csv', 'one_of', 'check_embeddings', 'as_labels', 'widen', 'Wide',
+           'full_precision', 'Constants', 'read_constants', 'pick_device', 'progress', 'format_bytes', 'format_seconds',
+           'mean_and_std', 'gain_and_interval', 'text_table', 'markdown_table']
 
 # %% ../nbs/00_core.ipynb #e61e9f51
 def generator_at(
@@ -67,17 +69,71 @@ def one_of(
     raise ValueError(f"unknown {what} {value!r}.{hint} Choose one of: {', '.join(map(str, options))}.")
 
 # %% ../nbs/00_core.ipynb #1571e4a2
+_LARGEST = 1e17 # ours: sums of thousands of squares of such values stay below 3e38, where float32 ends
+
 def check_embeddings(
     z: Tensor, # (B, d) embeddings
     what: str = 'embeddings', # their name in the message
 ) -> Tensor: # `z` itself
-    "Check that `z` is a finite `(B, d)` matrix; `ValueError` otherwise."
+    "Check that `z` is a dense floating `(B, d)` matrix, finite, with finite squares; `ValueError` otherwise."
+    if not isinstance(z, Tensor) or z.layout != torch.strided or not z.is_floating_point() or z.is_meta:
+        raise ValueError(f"{what} must be a dense tensor of floating type, got {_kind(z)}. Make one of it, such as "
+                         "torch.as_tensor(x, dtype=torch.float32).")
     if z.ndim != 2: raise ValueError(f"{what} must have shape (B, d), got {tuple(z.shape)}.")
-    if not torch.isfinite(z).all():
+    low, high = torch.aminmax(z.detach()) if z.numel() else (torch.zeros(()),)*2 # NaN, if there is one
+    largest = torch.maximum(-low, high).item()
+    if not largest <= _LARGEST:
         rows = (~torch.isfinite(z).all(1)).nonzero().flatten()
+        if not len(rows): raise ValueError(f"{what} have values up to {largest:.0e}: their squares do not fit into "
+                                           "32 bits. Normalise them, or lower the learning rate.")
         raise ValueError(f"{what} have NaN or infinite values in {len(rows)} of {len(z)} rows (first: row {rows[0]}). "
                          "Lower the learning rate, or look for broken input images.")
     return z
+
+def _kind(x):
+    if not isinstance(x, Tensor): return f'{type(x).__module__}.{type(x).__name__}'.removeprefix('builtins.')
+    return f"{x.dtype}{' on meta, without values'*x.is_meta}{f', {x.layout}'*(x.layout != torch.strided)}"
+
+def as_labels(
+    labels, # one whole number for each image: a tensor, an array or a list
+    what: str = 'labels', # their name in the message
+) -> Tensor: # of real numbers
+    "Class numbers as a tensor. `ValueError` for names, and for numbers that are not whole."
+    try: found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError): found = torch.empty(0, dtype=torch.complex64) # no numbers
+    if found.is_complex() or found.is_floating_point() and not (found == found.floor()).all():
+        raise ValueError(f"{what} must be whole numbers, one for each image. Of names make numbers: "
+                         "numpy.unique(names, return_inverse=True)[1].")
+    return found
+
+# %% ../nbs/00_core.ipynb #8c1e77f2
+def widen(
+    x: Tensor, # of any type
+) -> Tensor: # `x`; if it has fewer than 32 bits, as float32
+    "A tensor in which small steps are not lost."
+    return x.float() if x.is_floating_point() and x.itemsize < 4 else x
+
+class Wide(nn.Module):
+    "A module that keeps 32 bits at least, whatever `.half()` or `.to()` of a module that holds it ask for."
+    def _apply(self, fn, recurse=True): # what these and the like call
+        super()._apply(fn, recurse)
+        for t in (*self.parameters(), *self.buffers()): t.data = widen(t.data)
+        return self
+
+def full_precision(
+    function: Callable, # of tensors, or of what has `dtype`, `device` and `to` as they have
+) -> Callable: # the same function
+    "A decorator: floating arguments come in the widest type among them, at least 32 bits; autocast is off."
+    @wraps(function)
+    def call(*args, **kwargs):
+        given = [x for x in (*args, *kwargs.values()) if getattr(getattr(x, 'dtype', None), 'is_floating_point', False)
+                 and x.device.type != 'meta']
+        if not given: return function(*args, **kwargs)
+        kind = reduce(torch.promote_types, (x.dtype for x in given), torch.float32)
+        def wide(x): return x.to(kind) if any(x is y for y in given) else x
+        with torch.autocast(given[0].device.type, enabled=False):
+            return function(*map(wide, args), **{name: wide(x) for name, x in kwargs.items()})
+    return call
 
 # %% ../nbs/00_core.ipynb #fe0d861c
 class Constants(BaseModel):

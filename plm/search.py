@@ -184,7 +184,7 @@ class Search:
         index: faiss.Index | None = None, # of these embeddings; None: built here
     ):
         if not len(files) == len(sums) == len(z):
-            raise ValueError(f"there are {len(files)} names and {len(sums)} sums for {len(z)} embeddings: give one each.")
+            raise ValueError(f"there are {len(files)} names, {len(sums)} sums and {len(z)} embeddings: give one each.")
         self.encoder, self.train, self.side, self.files = encoder.eval(), train, side, list(files)
         self.sums, self.z, self.index = list(sums), z.cpu(), build_index(z) if index is None else index
 

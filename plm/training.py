@@ -204,7 +204,8 @@ def fit(
     eval_fn=dict, # called without arguments, before training and after each epoch; returns a dict for the log
 ) -> list[dict]: # a row per epoch, from 0 (before training): epoch, images_seen, loss, terms, and what is evaluated
     """Train a method; go on where this run was interrupted. `ValueError` for too few images, weights of 16 bits, or if
-    several processes do not begin alike; `FloatingPointError` if the loss is not finite, `MemoryError` for too large a batch."""
+    several processes do not begin alike; `FloatingPointError` if the loss is not finite, `MemoryError` for too large a
+    batch."""
     train, seed = run.train, run.seed
     _check(method, len(images), train.batch_size)
     sync_batchnorm(method)

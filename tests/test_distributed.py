@@ -94,7 +94,7 @@ def test_processes_that_evaluate_their_own_rows_get_their_own_figures_and_wait_f
     for r, (metrics, *near) in spawn(ranks.own_shards, 2, tmp_path).items():
         mine = slice(45*r, 45*r + 45)
         assert metrics == pytest.approx(retrieval_metrics(z[mine], labels[mine]), abs=1e-12)
-        for found, plain in zip(near, (ranking(z[mine], 3), nearest_neighbors(z[mine], 3))): assert torch.equal(found, plain)
+        for found, search in zip(near, (ranking, nearest_neighbors)): assert torch.equal(found, search(z[mine], 3))
 
 
 @pytest.fixture(scope='module')

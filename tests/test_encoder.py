@@ -248,8 +248,8 @@ def test_what_is_shared_takes_one_step(dtype, move):
     assert phi.encoder.a.w is phi.encoder.b.w
 
 
-@pytest.mark.parametrize('change', [lambda e: setattr(e, 'more', nn.Parameter(torch.ones(1))), lambda e: delattr(e, 'w'),
-                                    lambda e: setattr(e, 'w', nn.Parameter(torch.zeros(1)))])
+@pytest.mark.parametrize('change', [lambda e: setattr(e, 'more', nn.Parameter(torch.ones(1))),
+                                    lambda e: delattr(e, 'w'), lambda e: setattr(e, 'w', nn.Parameter(torch.zeros(1)))])
 def test_an_encoder_that_has_changed_is_not_averaged(change):
     theta = Jump()
     phi = MomentumEncoder(theta, 0.9)

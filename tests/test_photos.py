@@ -410,7 +410,8 @@ SMALL = {254: 1} # NewSubfileType: a reduced version of another image
     *((f'a{suffix}', SMALL, b'') for suffix in ('.nrw', '.3fr', '.sr2', '.erf', '.kdc', '.mef', '.dcr', '.fff', '.mos',
                                                 '.rwl', '.unheard', '.tif', '.jpg', '')),
     ('a.gpr', {50706: b'\1\4\0\0'}, b''), ('a.tif', {50706: b'\1\4\0\0'}, b''), # DNGVersion
-    ('a.iiq', {}, b'IIII'), ('a.cap', {}, b'MMMM'), ('a.tif', {}, b'IIII'), ('a.tif', {}, b'CR\2\0'), ('b.new', {}, b'')])
+    ('a.iiq', {}, b'IIII'), ('a.cap', {}, b'MMMM'), ('a.tif', {}, b'IIII'), ('a.tif', {}, b'CR\2\0'),
+    ('b.new', {}, b'')])
 def test_the_thumbnail_of_camera_raw_is_no_photo(tmp_path, name, tags, head):
     file = tmp_path/name
     save(file, format='TIFF', tiffinfo=tags)

@@ -240,7 +240,8 @@ def test_a_new_photo_goes_the_way_of_the_others(encoder, folder, tmp_path):
     with pytest.raises(ValueError, match='bad.jpg cannot be searched for'): s.find(tmp_path/'bad.jpg')
     with pytest.raises(ValueError, match='No such file'): s.find(tmp_path/'none.jpg')
     skipped = s.add([tmp_path/'new.png', tmp_path/'bad.jpg', tmp_path/'new.png'])
-    assert list(skipped) == [str(tmp_path/'bad.jpg'), str(tmp_path/'new.png')] and len(s.files) == len(s.z) == s.index.ntotal == 13
+    assert list(skipped) == [str(tmp_path/'bad.jpg'), str(tmp_path/'new.png')]
+    assert len(s.files) == len(s.z) == s.index.ntotal == 13
     assert s.find(new, 1)[0] == [str(tmp_path/'new.png')] and s.find(new, 1)[1][0] < 5e-3
     with pytest.raises(ValueError, match='list of paths'): s.add(str(tmp_path/'new.png'))
 
@@ -254,8 +255,8 @@ def test_a_photo_is_known_by_its_pixels(encoder, folder, tmp_path, monkeypatch):
     (tmp_path/'link').symlink_to(folder)
     shutil.copy(folder/names[2], tmp_path/'other name.png')
     monkeypatch.chdir(folder)
-    ways = [names[0], folder/names[0], f'{folder}/../photos/{names[1]}', tmp_path/'link'/names[0], tmp_path/'other name.png']
-    skipped = s.add(ways)
+    skipped = s.add([names[0], folder/names[0], f'{folder}/../photos/{names[1]}', tmp_path/'link'/names[0],
+                     tmp_path/'other name.png'])
     assert len(s.files) == 12 and set(skipped.values()) == {f'already there, as {n}' for n in names[:3]}
     picture(60).save(tmp_path/'new.png')
     assert s.add([tmp_path/'new.png']) == {} and len(s.files) == s.index.ntotal == len(s.sums) == 13
