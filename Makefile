@@ -1,10 +1,12 @@
 # make repro: environment and the main job. make test: environment and all tests.
-# Both need Python 3.11, git and a package index; nothing else is downloaded.
+# Both need Python 3.11 and a package index; nothing else is downloaded.
 PYTHON ?= python3.11
 BIN := .venv/bin
 # the kernels and tools that papermill and DVC start are those of the environment
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
+# one at a time in this folder; what a kill has left is healed, and nothing outlives what started it
+ALONE := python nbs/pipeline/alone.py
 
 .DEFAULT_GOAL := help
 .PHONY: help env repro ablations namr photos cars grocery dry paper bench test run nbs lock clean
@@ -21,25 +23,25 @@ env: .venv/.done ## the environment of requirements.lock, in .venv
 	touch $@
 
 repro: env ## every table and figure, from the data to results/report.html: dvc repro, with stages side by side
-	python nbs/pipeline/repro.py
+	$(ALONE) python nbs/pipeline/repro.py
 	@cat results/table.txt
 	@echo "The report: $(CURDIR)/results/report.html"
 
 ablations: env ## the ablations (about an hour), then the report with them; a killed one goes on
-	dvc repro pipelines/ablations/dvc.yaml
+	$(ALONE) dvc repro pipelines/ablations/dvc.yaml
 	python -c 'from plm.ablation import publish; publish()'
-	dvc repro report
+	$(ALONE) dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
 namr: env ## NAMR on four metric losses and in the indexes (40 minutes), then the report; a killed one goes on
-	dvc repro pipelines/namr/dvc.yaml
+	$(ALONE) dvc repro pipelines/namr/dvc.yaml
 	cp runs/namr/namr.csv runs/index/index.csv results/
-	dvc repro report
+	$(ALONE) dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
 photos: env ## FOLDER=/my/photos [LABELS=labels.csv]: a search of your own images; a killed one goes on
 	@python -c 'import sys; from plm.search import begin_photos; begin_photos(*sys.argv[1:])' "$$FOLDER" "$$LABELS"
-	dvc repro pipelines/photos/dvc.yaml
+	$(ALONE) dvc repro pipelines/photos/dvc.yaml
 	@if [ -f results/photos/recall.csv ]; then cat results/photos/recall.csv; fi
 	@echo "Look: $(CURDIR)/results/photos/index.html"
 
@@ -53,7 +55,7 @@ WAY ?= frozen
 define comparison
 @python -c 'import sys; from plm.comparison import begin_comparison; begin_comparison(*sys.argv[1:])' \
   $@ "$$FOLDER" pipelines/comparison/$(WAY).yaml runs/$(WAY)
-dvc repro pipelines/comparison/dvc.yaml:compare@$(WAY)-$@
+$(ALONE) dvc repro pipelines/comparison/dvc.yaml:compare@$(WAY)-$@
 @mkdir -p results/$(WAY) && cp runs/$(WAY)/$@/results/* results/$(WAY)/
 @cat results/$(WAY)/$@.txt
 endef
@@ -63,7 +65,7 @@ dry: env ## PRESET=cub200-512: what a cell of the paper's table would need here 
 
 paper: dry ## PRESET=cub200-512 [SET="seeds=[0]"]: a cell of the paper's table (GPU); a killed one goes on
 	@set -ef; settings=$$(python -c 'from plm.paper import arguments; print(*arguments("$(PRESET)", "$(SET)"))'); \
-	  dvc exp run $$settings
+	  $(ALONE) dvc exp run $$settings
 	@python -c 'from plm.paper import publish; print(publish("$(PRESET)"))'
 
 bench: env ## what things cost beside their opponents (20 minutes): results/bench.csv, explained in docs/performance.md

@@ -98,7 +98,7 @@ def _module(name, extra, what):
         package = name.partition('.')[0]
         if e.name != package: raise
         raise ModuleNotFoundError(f"{what} needs the package {package.replace('_', '-')}. "
-                                  f"Install it: pip install 'plm[{extra}]'.", name=package) from None
+                                  f"Install it: pip install 'plm-metric[{extra}]'.", name=package) from None
 
 def _timm(name, **kw):
     timm = _module('timm', 'timm', f'the backbone timm:{name}')

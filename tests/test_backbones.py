@@ -369,5 +369,5 @@ def test_files_that_are_not_there():
 def test_a_missing_package_is_named(monkeypatch, module, make, extra):
     def absent(name): raise ModuleNotFoundError(name=name)
     monkeypatch.setattr(backbones.importlib, 'import_module', absent)
-    words = rf"{module.replace('_', '-')}.*pip install 'plm\[{extra}\]'"
+    words = rf"{module.replace('_', '-')}.*pip install 'plm-metric\[{extra}\]'"
     with pytest.raises(ModuleNotFoundError, match=words): make()
