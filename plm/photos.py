@@ -9,7 +9,7 @@ import unicodedata, warnings
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from fnmatch import fnmatch
+from fnmatch import fnmatch, translate
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, PIL
@@ -18,7 +18,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from .core import progress, whole_file
 
 # %% auto #0
-__all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'pixel_sum', 'decode_image', 'Written', 'write_photos']
+__all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'pixel_sum', 'decode_image', 'Written', 'write_photos',
+           'skipped_line']
 
 # %% ../nbs/16_photos.ipynb #28fadff4
 _SIGNED = ('JPEG', 'PNG', 'GIF', 'WEBP', 'AVIF', 'TIFF', 'BMP', 'JPEG2000', 'PPM') # known by their first bytes
@@ -86,40 +87,56 @@ class Listing(NamedTuple):
     labels: np.ndarray | None # int64 (N,): index into `names`, -1 without a label; None if nothing tells labels
     names: list[str] # of the classes, sorted
     counts: dict[str, int] # what was passed over, and images without a label, by kind
+    passed: dict[str, str] # links and what may not be read: name, relative to the folder, and why it was passed over
 
 def list_images(
     folder: str | Path, # searched with all its subfolders
     labels_csv: str | Path | None = None, # with columns `file` (relative to `folder`) and `label`; default: subfolders
+    exclude: list[str] = (), # patterns such as *.bak or previews/*: names, or paths in the folder, that are left out
 ) -> Listing:
     """All images of a folder, and their labels if there are any. Nothing is decoded, so broken images are listed, too.
+    What was left out is said in one line.
 
     `FileNotFoundError`, `NotADirectoryError`; `ValueError` if there is no image, or a line of the CSV is wrong."""
     folder = Path(folder)
     if not folder.exists(): raise FileNotFoundError(f"the folder {folder} does not exist. Name a folder of images.")
     if not folder.is_dir(): raise NotADirectoryError(f"{folder} is a file. Name the folder that holds the images.")
-    files, counts = _walk(folder)
-    if n := counts['bins and thumbnails']: print(f"left out: {n} bins and thumbnails ({', '.join(_BINS)})")
+    if isinstance(exclude, str): raise ValueError(f"exclude must be a list of patterns, got the one {exclude!r}.")
+    files, counts, passed = _walk(folder, exclude)
+    more = {'bins and thumbnails': _BINS, 'excluded': exclude}
+    said = [f'{n} {kind}' + (f" ({', '.join(more[kind])})" if kind in more else '') for kind, n in counts.most_common()]
+    if said: print(f"left out: {', '.join(said)}")
     if not files:
         seen = ', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'it is empty'
         raise ValueError(f"no image was found in {folder} ({seen}). Links are not followed, and hidden files not "
                          "opened: copy the images into the folder.")
     found = _folder_labels(folder, files) if labels_csv is None else _csv_labels(folder, files, Path(labels_csv))
-    if found is None: return Listing(files, None, [], dict(counts))
+    if found is None: return Listing(files, None, [], dict(counts), passed)
     names = sorted({name for name in found if name is not None})
     number = {None: -1} | {name: i for i, name in enumerate(names)}
     if None in found: counts['unlabelled'] = found.count(None)
-    return Listing(files, np.array([number[name] for name in found], np.int64), names, dict(counts))
+    return Listing(files, np.array([number[name] for name in found], np.int64), names, dict(counts),
+                   passed)
 
-def _walk(folder):
-    "The images below the folder, and how much of which kind was passed over. Links to folders are not followed."
-    files, counts = [], Counter()
+_WHY = {'links': 'passed over: a link, which is not followed', 'not permitted': 'passed over: may not be read'}
+
+def _walk(folder, exclude):
+    "The images below the folder, and what was passed over. Links to folders are not followed."
+    kinds = {}
+    def shut(e): kinds[Path(e.filename)] = 'not permitted'
+    patterns = [re.compile(translate(pattern), re.I) for pattern in exclude]
+    def excluded(path): return any(p.match(name) for p in patterns
+                                   for name in (path.name, path.relative_to(folder).as_posix()))
     with _quiet():
-        for place, inner, outer in os.walk(folder, onerror=lambda e: counts.update(['not permitted'])):
-            kinds = {name: _kind(Path(place, name)) for name in [*inner, *outer]}
-            files += [Path(place, name) for name, kind in kinds.items() if kind == 'image']
-            counts.update(kind for kind in kinds.values() if kind not in ('image', 'folder'))
-            inner[:] = [name for name in inner if kinds[name] == 'folder']
-    return sorted(files, key=lambda f: os.fsencode(f.relative_to(folder).as_posix())), counts
+        for place, inner, outer in os.walk(folder, onerror=shut):
+            for path in (Path(place, name) for name in [*inner, *outer]):
+                kinds[path] = 'excluded' if excluded(path) else _kind(path)
+            inner[:] = [name for name in inner if kinds[Path(place, name)] == 'folder']
+    def order(path): return os.fsencode(path.relative_to(folder).as_posix())
+    found = {path: kinds[path] for path in sorted(kinds, key=order)}
+    passed = {path.relative_to(folder).as_posix(): _WHY[kind] for path, kind in found.items() if kind in _WHY}
+    counts = Counter(kind for kind in found.values() if kind not in ('image', 'folder'))
+    return [path for path, kind in found.items() if kind == 'image'], counts, passed
 
 def _kind(path):
     "'image', 'folder', or why it is passed over."
@@ -311,6 +328,7 @@ def write_photos(
     drop_duplicates: bool = True, # keep equal pixels once; False for a protocol that counts every file (ours)
     squeeze: bool = False, # whole images, squeezed to squares, as in `decode_image`
     scratch: str | Path | None = None, # folder of the unfinished file, on the disk of `out`; default: beside it
+    passed: dict[str, str] = {}, # what else the report shall name, and why, such as `Listing.passed`
 ) -> Written:
     """Decode all files into one array of any size; a few photos are in memory at a time. A killed run goes on.
 
@@ -336,7 +354,7 @@ def write_photos(
                 commit()
                 committed = time.monotonic()
     commit()
-    report = _report(out, done, name)
+    report = _report(out, done, name, passed)
     _finish(part, out, images[:row])
     state.unlink()
     if not row: raise ValueError(f"none of the {len(files):,} files could be decoded; the first: {name(0)}: "
@@ -413,14 +431,25 @@ def _finish(part, out, images):
         os.fsync(f.fileno())
     os.replace(part, out)
 
-def _report(out, done, name):
+def _report(out, done, name, passed):
     "A line for each file that was skipped or odd."
     report = out.with_name(f'{out.stem}_skipped.csv')
     with whole_file(report) as tmp, open(tmp, 'w', newline='', encoding='utf-8', errors='backslashreplace') as f:
         table = csv.writer(f) # a name need not be text
         table.writerow(['file', 'kept', 'reason'])
         table.writerows([name(i), 'yes' if digest else 'no', note] for i, (digest, note) in enumerate(done) if note)
+        table.writerows([file, 'no', why] for file, why in passed.items())
     return report
+
+def skipped_line(
+    report: str | Path, # the OUT_skipped.csv of `write_photos`
+) -> str: # '' if every file is used
+    "How many files were not used, and why, by kind."
+    with open(report, newline='', encoding='utf-8') as f:
+        kinds = Counter(row['reason'].partition(':')[0] for row in csv.DictReader(f) if row['kept'] == 'no')
+    if not kinds: return ''
+    return (f"{kinds.total():,} files are not used: {', '.join(f'{n:,} {kind}' for kind, n in kinds.most_common())}. "
+            f"{report} names them.")
 
 def _fingerprint(files, side, drop_duplicates, squeeze):
     "Of everything that decides the array."

