@@ -103,6 +103,7 @@ d = { 'settings': {'doc_baseurl': '/plm', 'doc_host': 'https://plm.github.io', '
                           'plm.core._kind': ('core.html#_kind', 'plm/core.py'),
                           'plm.core.as_labels': ('core.html#as_labels', 'plm/core.py'),
                           'plm.core.check_embeddings': ('core.html#check_embeddings', 'plm/core.py'),
+                          'plm.core.check_pairs': ('core.html#check_pairs', 'plm/core.py'),
                           'plm.core.format_bytes': ('core.html#format_bytes', 'plm/core.py'),
                           'plm.core.format_seconds': ('core.html#format_seconds', 'plm/core.py'),
                           'plm.core.full_precision': ('core.html#full_precision', 'plm/core.py'),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .core import as_labels, check_embeddings, full_precision
+from .core import as_labels, check_embeddings, check_pairs, full_precision
 
 # %% auto #0
 __all__ = ['SimCLRLoss', 'contextual_similarity', 'relaxed_contrastive', 'STMLLoss']
@@ -33,6 +33,7 @@ class SimCLRLoss(nn.Module):
         if z1.shape != z2.shape or len(z1) < 2:
             raise ValueError("the two views must have the same shape (B, d) with B at least 2, "
                              f"got {tuple(z1.shape)} and {tuple(z2.shape)}.")
+        check_pairs(2*len(z1), 2*len(z1), 'NT-Xent')
         image = torch.arange(len(z1), device=z1.device).repeat(2)
         return {'nt_xent': self.nt_xent(torch.cat([z1, z2]), image)}
 
@@ -54,6 +55,7 @@ def contextual_similarity(
     if not 1 <= k < n:
         raise ValueError(f"k must lie between 1 and N - 1 = {n - 1} for N = {n} rows, got {k}. "
                          "Use fewer neighbours or a larger batch.")
+    check_pairs(n, n, 'contextual similarity')
     t = F.normalize(t)
     d2 = (2 - 2*t@t.T).clamp_min(0) # squared distances of unit vectors
     pairwise = (-d2/sigma).exp()
@@ -71,6 +73,7 @@ def contextual_similarity(
 def _relative_distances(
     z: Tensor, # (N, d)
 ) -> Tensor: # (N, N) distances, each divided by the mean of its row
+    check_pairs(len(z), len(z), 'relative distances')
     gram = z@z.T
     sq = gram.diagonal()
     d2 = sq[:, None] + sq - 2*gram

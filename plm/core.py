@@ -16,7 +16,7 @@ from tqdm.auto import tqdm as auto_tqdm
 from tqdm import tqdm as text_tqdm
 
 # %% auto #0
-__all__ = ['generator_at', 'whole_file', 'write_csv', 'one_of', 'check_embeddings', 'as_labels', 'widen', 'Wide',
+__all__ = ['generator_at', 'whole_file', 'write_csv', 'one_of', 'check_embeddings', 'check_pairs', 'as_labels', 'widen', 'Wide',
            'full_precision', 'Constants', 'read_constants', 'pick_device', 'progress', 'format_bytes', 'format_seconds',
            'mean_and_std', 'gain_and_interval', 'text_table', 'markdown_table']
 
@@ -90,6 +90,17 @@ def check_embeddings(
                          "Lower the learning rate, or look for broken input images.")
     return z
 
+def check_pairs(
+    n: int, # rows of a table
+    m: int, # and its columns
+    what: str, # what is compared, for the message
+    most: int = 2**30, # pairs that are allowed: 8 GiB of float64 (ours)
+):
+    "Bound what grows with the square of an input. `ValueError` names the size and the cure."
+    if n*m > most: raise ValueError(
+        f"{what}: {n:,} x {m:,} pairs need a table of {format_bytes(8*n*m)}. At most {most:,} pairs are compared: give "
+        "smaller batches, or a part of the points (plm.evaluation.some_classes draws one).")
+
 def _kind(x):
     if not isinstance(x, Tensor): return f'{type(x).__module__}.{type(x).__name__}'.removeprefix('builtins.')
     return f"{x.dtype}{' on meta, without values'*x.is_meta}{f', {x.layout}'*(x.layout != torch.strided)}"
@@ -129,10 +140,11 @@ def full_precision(
         given = [x for x in (*args, *kwargs.values()) if getattr(getattr(x, 'dtype', None), 'is_floating_point', False)
                  and x.device.type != 'meta']
         if not given: return function(*args, **kwargs)
-        kind = reduce(torch.promote_types, (x.dtype for x in given), torch.float32)
-        def wide(x): return x.to(kind) if any(x is y for y in given) else x
-        with torch.autocast(given[0].device.type, enabled=False):
-            return function(*map(wide, args), **{name: wide(x) for name, x in kwargs.items()})
+        kind, device = reduce(torch.promote_types, (x.dtype for x in given), torch.float32), given[0].device.type
+        def wide(x): return x.to(kind) if any(x is y for y in given) and x.dtype != kind else x
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False): return call(*args, **kwargs)
+        return function(*map(wide, args), **{name: wide(x) for name, x in kwargs.items()})
     return call
 
 # %% ../nbs/00_core.ipynb #fe0d861c

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import torch
 from torch import Tensor, nn
-from .core import check_embeddings, full_precision, one_of
+from .core import check_embeddings, check_pairs, full_precision, one_of
 from .manifold import Pieces, PiecewiseLinearManifold
 from .proxies import Proxies
 from .similarity import PiecewiseLinear, Similarity
@@ -23,6 +23,7 @@ def distances(
     "Pairwise distances that can be differentiated everywhere. `ValueError` for NaN, or rows of different length."
     if check_embeddings(a, 'points a').shape[1] != check_embeddings(b, 'points b').shape[1]:
         raise ValueError(f"points must have as many dimensions on both sides, got {tuple(a.shape)}, {tuple(b.shape)}.")
+    check_pairs(len(a), len(b), 'distances')
     scale = a.square().sum(1)[:, None] + b.square().sum(1)
     d2 = torch.add(scale, a @ b.T, alpha=-2)
     number = torch.finfo(d2.dtype)

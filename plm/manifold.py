@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import torch
 from torch import Tensor
-from .core import check_embeddings, full_precision
+from .core import check_embeddings, check_pairs, full_precision
 
 # %% auto #0
 __all__ = ['TIE', 'SLACK', 'DUPLICATE', 'SAME_DISTANCE', 'grow_piece', 'Pieces', 'PiecewiseLinearManifold']
@@ -115,11 +115,13 @@ class PiecewiseLinearManifold:
     def __call__(self,
         t: Tensor, # (B, d) momentum embeddings, B > m; on any device, L2-normalised in PLM's own use
     ) -> Pieces: # on the device and of the dtype of `t`, at least float32
-        "The pieces of a batch. `ValueError` if it has not more than m points, or is not finite."
+        """The pieces of a batch. Costs a table of B² distances. `ValueError` if it has not more than m points, too many for
+        such a table, or is not finite."""
         x, B, m = check_embeddings(t, 'momentum embeddings').double(), len(t), self.m
         if B <= m:
             raise ValueError(f"a batch of B={B} points is too small for pieces of m={m} dimensions, which need m={m} "
                              f"neighbours. Use at least {m + 1} points, or m <= {max(B - 1, 0)}.")
+        check_pairs(B, B, 'pieces')
         if not m: return Pieces(t, t.new_zeros(*t.shape, 0), torch.eye(B, dtype=torch.bool, device=t.device))
         near, same = _nearest(x, min(self.max_neighbors, B - 1))
         delta = x[near] - x[:, None]

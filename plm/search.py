@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from .backbones import FeatureNet, forward_seconds, join_frozen
 from .checkpoint import load_state, save_state
-from .core import (Constants, check_embeddings, format_bytes, format_seconds, pick_device, read_constants,
+from .core import (Constants, check_embeddings, format_bytes, format_seconds, pick_device, progress, read_constants,
                       whole_file)
 from .encoder import Encoder, embed
 from .methods import PLM, PLMConstants
@@ -272,11 +272,15 @@ class Search:
     def near_duplicates(self,
         distance: float = 0.2, # largest distance of a pair, 0 to 2 (ours)
     ) -> list[tuple[str, str, float]]: # two names and their distance, nearest first
-        "Pairs of photos that are nearly the same."
-        ends, d2, rows = self.index.range_search(self.z.numpy(), distance**2)
-        first = np.repeat(np.arange(len(self.files)), np.diff(ends.astype(np.int64)))
-        pairs = sorted(zip(np.sqrt(d2.clip(0)).tolist(), first.tolist(), rows.tolist()))
-        return [(self.files[i], self.files[j], d) for d, i, j in pairs if i < j]
+        """Photos that are nearly the same: each with the one that is nearest to it, so at most as many pairs as photos.
+        (All pairs within a crowd of N would be N²/2.) Costs as much as searching for each photo."""
+        pairs = {}
+        for part in progress(torch.arange(len(self.files)).split(1024), 'near duplicates'):
+            d2, near = self.index.search(self.z[part].numpy(), min(2, len(self.files)))
+            for i, lengths, rows in zip(part.tolist(), d2.clip(0)**0.5, near.tolist()):
+                d, j = next(((d, j) for d, j in zip(lengths.tolist(), rows) if j not in (i, -1)), (math.inf, i))
+                if d <= distance: pairs[min(i, j), max(i, j)] = d
+        return [(self.files[i], self.files[j], d) for d, (i, j) in sorted((d, pair) for pair, d in pairs.items())]
 
     def add(self,
         files: list[str | Path], # new photos
@@ -285,8 +289,8 @@ class Search:
         A photo is new if no other has its pixels, whatever the paths."""
         if isinstance(files, (str, Path)):
             raise ValueError(f"files must be a list of paths, got the one path {str(files)!r}.")
-        skipped, known, names = {}, dict(zip(self.sums, self.files)), set(self.files)
-        for file in (os.fspath(Path(f).absolute()) for f in files):
+        skipped, known, names, new = {}, dict(zip(self.sums, self.files)), set(self.files), []
+        for file in progress([os.fspath(Path(f).absolute()) for f in files], 'new photos'):
             try:
                 pixels = self._pixels(file)
                 if (name := known.get(pixel_sum(pixels))) is not None: raise ValueError(f'already there, as {name}')
@@ -294,10 +298,13 @@ class Search:
                 z = self._embed(pixels)
             except ValueError as e: skipped[file] = str(e)
             else:
-                self.index.add(z.numpy())
-                self.z = torch.cat([self.z, z])
-                self.files.append(file), self.sums.append(pixel_sum(pixels)), names.add(file)
-                known[self.sums[-1]] = file
+                new.append((file, pixel_sum(pixels), z))
+                names.add(file)
+                known[new[-1][1]] = file
+        if new: # at once, because each joining copies all embeddings
+            files, sums, z = zip(*new)
+            self.index.add(torch.cat(z).numpy())
+            self.z, self.files, self.sums = torch.cat([self.z, *z]), [*self.files, *files], [*self.sums, *sums]
         return skipped
 
 # %% ../nbs/30_search.ipynb #d51a53a8

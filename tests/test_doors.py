@@ -1,13 +1,16 @@
 "What the losses and estimates of the method let in: one rule for types, one for what is no embedding."
 import copy, itertools
 import numpy as np, pytest, torch
+from sklearn.cluster import KMeans
 from torch.nn import functional as F
 from plm.baselines import SimCLRLoss, STMLLoss, contextual_similarity, relaxed_contrastive
 from plm.core import as_labels, check_embeddings, generator_at
 from plm.evaluation import (check_labels, correlation, label_purity, nmi, ranking, recall_at_k, retrieval_metrics,
                             some_classes)
+from plm.estimates import random_walk_similarity, same_cluster
 from plm.losses import PLMLoss, distance_regression, distances, neighborhood_loss
 from plm.manifold import Pieces, PiecewiseLinearManifold
+from plm.map import map_quality
 from plm.proxies import Proxies
 from plm.sampling import NeighborhoodBatches, nearest_neighbors
 from plm.similarity import Binary, PiecewiseLinear
@@ -136,6 +139,15 @@ def test_what_is_no_pieces_is_refused():
     (lambda: relaxed_contrastive(Z, SHARES.tolist()), 'similarities must be a dense tensor')])
 def test_matrices_that_do_not_fit(call, words):
     with pytest.raises(ValueError, match=words): call()
+
+
+@pytest.mark.parametrize('call', [
+    pieces, lambda z: distances(z, z), lambda z: distance_regression(z, None, SHARES, 1.4), lambda z: PLMLoss()(z, z),
+    lambda z: contextual_similarity(z, torch.arange(len(z))), lambda z: SimCLRLoss()(z, z),
+    lambda z: same_cluster(z, KMeans(2)),
+    lambda z: random_walk_similarity(z, 2), lambda z: map_quality(z, np.zeros((len(z), 2)), torch.arange(len(z)) % 2)])
+def test_what_grows_with_the_square_is_bounded(call):
+    with pytest.raises(ValueError, match='pairs need a table of .* GiB.*some_classes'): call(torch.rand(40_000, 2))
 
 
 def test_good_embeddings_pass_whatever_their_strides():
