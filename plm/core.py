@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_core.ipynb #cbd3b331
 from __future__ import annotations
-import csv, difflib, hashlib, io, math, os, sys
+import csv, difflib, errno, hashlib, io, math, os, shutil, sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import reduce, wraps
@@ -16,9 +16,9 @@ from tqdm.auto import tqdm as auto_tqdm
 from tqdm import tqdm as text_tqdm
 
 # %% auto #0
-__all__ = ['generator_at', 'whole_file', 'write_csv', 'one_of', 'check_embeddings', 'check_pairs', 'as_labels', 'widen', 'Wide',
-           'full_precision', 'Constants', 'read_constants', 'pick_device', 'progress', 'format_bytes', 'format_seconds',
-           'mean_and_std', 'gain_and_interval', 'text_table', 'markdown_table']
+__all__ = ['FULL_DISK', 'generator_at', 'disk_advice', 'whole_file', 'write_csv', 'one_of', 'check_embeddings', 'check_pairs',
+           'as_labels', 'widen', 'Wide', 'full_precision', 'Constants', 'read_constants', 'pick_device', 'progress',
+           'format_bytes', 'format_seconds', 'mean_and_std', 'gain_and_interval', 'text_table', 'markdown_table']
 
 # %% ../nbs/00_core.ipynb #e61e9f51
 def generator_at(
@@ -29,16 +29,32 @@ def generator_at(
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], 'little') >> 1)
 
 # %% ../nbs/00_core.ipynb #b0ca92c7
+FULL_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG # the disk, this user's share, the size that a file may have
+
+@contextmanager
+def disk_advice(
+    path: str | Path, # what is written in the block
+):
+    "Turn the errors of a full disk into an `OSError` of the same number that says what one can do."
+    try: yield
+    except OSError as e:
+        if e.errno not in FULL_DISK: raise
+        free = shutil.disk_usage(Path(path).parent).free/1e6
+        raise OSError(e.errno, f"{path} could not be written: the disk is full, or this file too large for it "
+                      f"({os.strerror(e.errno)}); {free:.0f} MB are free. Make room and run again: what is finished is "
+                      "kept.") from e
+
 @contextmanager
 def whole_file(
     path: str | Path, # the name that the finished file will have; its folder is made if missing
 ):
-    "Yield a temporary path to write to; rename it to `path` if the block succeeds, delete it if the block raises."
+    """Yield a temporary path to write to; rename it to `path` if the block succeeds, delete it if the block raises.
+    `OSError` names the cure for a full disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        yield tmp
+        with disk_advice(path): yield tmp
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
@@ -98,8 +114,8 @@ def check_pairs(
 ):
     "Bound what grows with the square of an input. `ValueError` names the size and the cure."
     if n*m > most: raise ValueError(
-        f"{what}: {n:,} x {m:,} pairs need a table of {format_bytes(8*n*m)}. At most {most:,} pairs are compared: give "
-        "smaller batches, or a part of the points (plm.evaluation.some_classes draws one).")
+        f"{what}: {n:,} x {m:,} pairs need a table of {8*n*m/2**30:,.0f} GiB. At most {most:,} pairs are compared: "
+        "give smaller batches, or a part of the points (plm.evaluation.some_classes draws one).")
 
 def _kind(x):
     if not isinstance(x, Tensor): return f'{type(x).__module__}.{type(x).__name__}'.removeprefix('builtins.')

@@ -115,8 +115,8 @@ class PiecewiseLinearManifold:
     def __call__(self,
         t: Tensor, # (B, d) momentum embeddings, B > m; on any device, L2-normalised in PLM's own use
     ) -> Pieces: # on the device and of the dtype of `t`, at least float32
-        """The pieces of a batch. Costs a table of B² distances. `ValueError` if it has not more than m points, too many for
-        such a table, or is not finite."""
+        """The pieces of a batch. Costs a table of B² distances. `ValueError` if it has not more than m points, too many
+        for such a table, or is not finite."""
         x, B, m = check_embeddings(t, 'momentum embeddings').double(), len(t), self.m
         if B <= m:
             raise ValueError(f"a batch of B={B} points is too small for pieces of m={m} dimensions, which need m={m} "

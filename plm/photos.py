@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np, PIL
 from numpy.lib import format as npy
 from PIL import ExifTags, Image, UnidentifiedImageError
-from .core import progress, whole_file
+from .core import FULL_DISK, progress, whole_file
 
 # %% auto #0
 __all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'pixel_sum', 'decode_image', 'Written', 'write_photos',
@@ -122,16 +122,17 @@ _WHY = {'links': 'passed over: a link, which is not followed', 'not permitted': 
 
 def _walk(folder, exclude):
     "The images below the folder, and what was passed over. Links to folders are not followed."
-    kinds = {}
-    def shut(e): kinds[Path(e.filename)] = 'not permitted'
+    kinds, waiting = {}, [folder] # not os.walk, which calls itself for each level
     patterns = [re.compile(translate(pattern), re.I) for pattern in exclude]
     def excluded(path): return any(p.match(name) for p in patterns
                                    for name in (path.name, path.relative_to(folder).as_posix()))
     with _quiet():
-        for place, inner, outer in os.walk(folder, onerror=shut):
-            for path in (Path(place, name) for name in [*inner, *outer]):
-                kinds[path] = 'excluded' if excluded(path) else _kind(path)
-            inner[:] = [name for name in inner if kinds[Path(place, name)] == 'folder']
+        while waiting:
+            place = waiting.pop()
+            try: inside = [place/name for name in os.listdir(place)]
+            except OSError: inside, kinds[place] = [], 'not permitted'
+            kinds |= {path: 'excluded' if excluded(path) else _kind(path) for path in inside}
+            waiting += [path for path in inside if kinds[path] == 'folder']
     def order(path): return os.fsencode(path.relative_to(folder).as_posix())
     found = {path: kinds[path] for path in sorted(kinds, key=order)}
     passed = {path.relative_to(folder).as_posix(): _WHY[kind] for path, kind in found.items() if kind in _WHY}
@@ -163,7 +164,7 @@ def _csv_labels(folder, files, table):
     known = {plain(f.relative_to(folder).as_posix()): i for i, f in enumerate(files)}
     found, lines = [None]*len(files), {}
     for line, file, label in _csv_lines(table):
-        name, at = plain(file), f"{table}, line {line}: {file!r}"
+        name, at = plain(file), f"{table}, line {line}: {file[:100]!r}{'...'*(len(file) > 100)}"
         if name not in known:
             raise ValueError(f"{at} {_why_unknown(folder, name, known)} Paths are relative to the folder of images; "
                              "correct the line or delete it.")
@@ -193,8 +194,9 @@ def _csv_lines(table):
 
 def _why_unknown(folder, name, known):
     path = Path(os.path.abspath(folder/name))
-    if path.is_relative_to(os.path.abspath(folder)) and path.exists():
-        return "is there, but was passed over (no image, hidden, or a link)."
+    try: there = path.is_relative_to(os.path.abspath(folder)) and path.exists()
+    except (OSError, ValueError): return "is no name that a file can have." # too long, or with a null byte
+    if there: return "is there, but was passed over (no image, hidden, a link, or excluded)."
     near = difflib.get_close_matches(name, known, n=1)
     return f"is not in {folder}." + (f" Did you mean {near[0]!r}?" if near else '')
 
@@ -408,17 +410,18 @@ def _resume(part, state, fingerprint):
 def _reserve(part, n, side):
     "A new array with room for all photos, taken from the disk at once: a map on a full disk kills the process."
     part.unlink(missing_ok=True)
-    images = npy.open_memmap(part, 'w+', np.uint8, (n, 3, side, side))
-    free = shutil.disk_usage(part.parent).free
+    free, need = shutil.disk_usage(part.parent).free, n*3*side**2
     try:
-        if images.nbytes > free: raise OSError(errno.ENOSPC, '')
+        images = npy.open_memmap(part, 'w+', np.uint8, (n, 3, side, side))
+        if need > free: raise OSError(errno.ENOSPC, '')
         with open(part, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, part.stat().st_size)
     except AttributeError: pass # macOS has no such call
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT): return images # some file systems cannot reserve
-        part.unlink()
-        raise OSError(e.errno, f"the disk of {part.parent} is full: {n:,} photos need up to "
-                      f"{images.nbytes/2**20:,.1f} MiB at side {side}, and {free/2**20:,.1f} MiB are free. "
+        if e.errno not in FULL_DISK: return npy.open_memmap(part, 'r+') # some file systems cannot reserve
+        part.unlink(missing_ok=True)
+        why = 'takes no file of this size' if e.errno == errno.EFBIG else 'is full'
+        raise OSError(e.errno, f"the disk of {part.parent} {why}: {n:,} photos need up to "
+                      f"{need/2**20:,.1f} MiB at side {side}, and {free/2**20:,.1f} MiB are free. "
                       "Free some, choose another disk or a smaller side, and run again.") from None
     return images
 

@@ -4,7 +4,7 @@
 
 # %% ../nbs/30_search.ipynb #b965f3a3
 from __future__ import annotations
-import csv, io, json, math, os, shlex, sys
+import csv, hashlib, io, json, math, os, shlex, sys
 from pathlib import Path
 from typing import NamedTuple
 import faiss, numpy as np, torch
@@ -23,6 +23,7 @@ from .plots import thumbnails
 from .pretraining import new_encoder
 from .report import data_url, render
 from .training import TrainConstants
+from .transfer import file_digest
 
 # %% auto #0
 __all__ = ['FLAT_UP_TO', 'Chosen', 'choose_photos', 'chosen_photos', 'PhotosConstants', 'load_photos', 'batch_for',
@@ -180,6 +181,24 @@ def photos_encoder(
     if not frozen: return encoder
     return join_frozen(encoder, Encoder(lambda: FeatureNet(encoder.backbone.out_features), train.dim))
 
+_FILES = 'encoder.pt', 'files.csv', 'embeddings.npy', 'index.faiss'
+
+def _own(made): return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+def _checked(folder):
+    "What search.json says, if it and all files that it names are as they were written, in one go."
+    again = 'Make the search again: make photos'
+    try:
+        made = json.loads((folder/'search.json').read_text())
+        whole = made.pop('sum') == _own(made)
+    except (ValueError, KeyError, AttributeError, TypeError): whole = False # no JSON, or none of ours
+    if not whole: raise ValueError(f"{folder/'search.json'} is damaged, or of another version. {again}")
+    for name, expected in made['sums'].items():
+        if not (folder/name).exists(): raise FileNotFoundError(f"{folder/name} is missing. {again}")
+        if file_digest(folder/name) != expected: raise ValueError(
+            f"{folder/name} is damaged, or was not saved together with the other files there. {again}")
+    return made
+
 class Search:
     "Photos found by likeness: the trained encoder, the photos' embeddings, and a FAISS index of them."
     def __init__(self,
@@ -193,6 +212,7 @@ class Search:
     ):
         if not len(files) == len(sums) == len(z):
             raise ValueError(f"there are {len(files)} names, {len(sums)} sums and {len(z)} embeddings: give one each.")
+        check_embeddings(z)
         self.encoder, self.train, self.side, self.files = encoder.eval(), train, side, list(files)
         self.sums, self.z, self.index = list(sums), z.cpu(), build_index(z) if index is None else index
 
@@ -201,21 +221,18 @@ class Search:
         folder: str | Path = 'results/photos', # written by `save`, or by `make photos`
         device: str = 'auto', # for new photos
     ) -> Search:
-        "Read what `save` wrote. `FileNotFoundError` if it is not there, `ValueError` if files do not belong together."
+        "Read what `save` wrote. `FileNotFoundError` if a file lacks, `ValueError` if one is not as it was written."
         folder = Path(folder)
         if not (folder/'search.json').exists():
             raise FileNotFoundError(f"there is no search in {folder}. Make it: make photos FOLDER=/my/photos")
-        made = json.loads((folder/'search.json').read_text())
+        made = _checked(folder)
         train = TrainConstants(**made['train'])
         encoder = photos_encoder(train, made['frozen'])
-        encoder.load_state_dict(load_state(folder/'encoder.pt'))
+        encoder.load_state_dict(load_state(folder/'encoder.pt', maker='make photos'))
         with open(folder/'files.csv', newline='', encoding='utf-8', errors='surrogateescape') as f:
             files, sums = zip(*((row['file'], row['sum']) for row in csv.DictReader(f)))
         index = faiss.read_index(os.fspath(folder/'index.faiss'))
         z = torch.from_numpy(np.load(folder/'embeddings.npy', allow_pickle=False))
-        if not len(files) == len(z) == index.ntotal:
-            raise ValueError(f"{folder} holds {len(files)} names, {len(z)} embeddings and an index of {index.ntotal}: "
-                             "they are of different runs. Make it again: make photos")
         return cls(encoder.to(pick_device(device)), train, made['side'], files, sums, z, index)
 
     def save(self,
@@ -228,9 +245,10 @@ class Search:
               open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f): # a name need not be text
             csv.writer(f).writerows([['file', 'sum'], *zip(self.files, self.sums)])
         with whole_file(folder/'embeddings.npy') as tmp, open(tmp, 'wb') as f: np.save(f, self.z.numpy())
-        with whole_file(folder/'index.faiss') as tmp: faiss.write_index(self.index, os.fspath(tmp))
-        with whole_file(folder/'search.json') as tmp:
-            tmp.write_text(json.dumps(dict(side=self.side, frozen=frozen, train=self.train.model_dump()), indent=1))
+        with whole_file(folder/'index.faiss') as tmp: tmp.write_bytes(faiss.serialize_index(self.index).tobytes())
+        made = dict(side=self.side, frozen=frozen, train=self.train.model_dump(),
+                    sums={name: file_digest(folder/name) for name in _FILES})
+        with whole_file(folder/'search.json') as tmp: tmp.write_text(json.dumps(made | dict(sum=_own(made)), indent=1))
 
     def embed(self,
         image: str | Path | Image.Image, # a file, or an image that is open
@@ -253,10 +271,11 @@ class Search:
         return self._near(self.embed(image), k)
 
     def neighbours(self,
-        photo: str | int, # one of the photos, by its name in `files` or its row
+        photo: str | Path | int, # one of the photos, by its name in `files` or its row
         k: int = 10, # how many; all others, if there are fewer
     ) -> tuple[list[str], np.ndarray]: # names, nearest first, and distances (k,), 0 to 2
         "The photos most like one of them, itself left out. `ValueError` for a name that is not there."
+        if isinstance(photo, Path): photo = photo.as_posix()
         if isinstance(photo, str) and photo not in self.files:
             raise ValueError(f"{photo!r} is not among the {len(self.files):,} photos: they have names such as "
                              f"{self.files[0]!r}. For a new photo: find.")

@@ -149,7 +149,26 @@ def test_what_may_not_be_opened_is_counted_or_named(unprivileged):
     (unprivileged/'out.npy').unlink()
 
 
+def test_folders_however_deep(tmp_path):
+    deep = [tmp_path/'in'] + [tmp_path/'in'/'/'.join('d'*n) for n in range(1, 1100)]
+    for folder in deep: folder.mkdir()
+    save(tmp_path/'b.png').rename(deep[-1]/'b.png')
+    try: assert list_images(tmp_path/'in').files == [deep[-1]/'b.png']
+    finally:
+        (deep[-1]/'b.png').unlink()
+        for folder in reversed(deep): folder.rmdir()
+
+
 # ---- labels from a CSV
+
+@pytest.mark.parametrize('name', ['x'*6000 + '.png', 'y/'*3000])
+def test_names_in_the_csv_that_no_file_can_have(tmp_path, name):
+    save(tmp_path/'a.png')
+    with open(tmp_path/'l.csv', 'w', newline='') as f: csv.writer(f).writerows([['file', 'label'], [name, 'a']])
+    with pytest.raises(ValueError, match=r"l\.csv, line 2: .*is no name that a file can have") as e:
+        list_images(tmp_path, tmp_path/'l.csv')
+    assert len(str(e.value)) < 500
+
 
 def write_csv(folder, rows, header=('file', 'label'), encoding='utf-8', name='labels.csv'):
     with open(folder/name, 'w', newline='', encoding=encoding) as f: csv.writer(f).writerows([header, *rows])
@@ -790,11 +809,13 @@ def test_a_full_disk_is_seen_before_beginning(tmp_path, mixed, monkeypatch, comm
     write_photos(mixed, tmp_path/'o.npy', 32, workers=1)
 
 
-@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
-def test_room_that_cannot_be_reserved_is_a_full_disk(tmp_path, mixed, monkeypatch, number):
-    def full(fd, start, size): raise OSError(number, 'no')
-    monkeypatch.setattr(photos.os, 'posix_fallocate', full)
-    with pytest.raises(OSError, match='is full: 12 photos need up to') as e: write_photos(mixed, tmp_path/'o.npy', 32)
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize('step', ['posix_fallocate', 'open_memmap'])
+def test_room_that_cannot_be_reserved_is_a_full_disk(tmp_path, mixed, monkeypatch, number, step):
+    def full(*args): raise OSError(number, 'no')
+    monkeypatch.setattr(photos.os if step == 'posix_fallocate' else photos.npy, step, full)
+    words = r'(is full|takes no file of this size): 12 photos need up to .*Free some, choose another disk'
+    with pytest.raises(OSError, match=words) as e: write_photos(mixed, tmp_path/'o.npy', 32)
     assert e.value.errno == number and list(tmp_path.iterdir()) == [tmp_path/'in']
 
 

@@ -310,9 +310,24 @@ def test_saved_and_loaded_it_is_the_same(encoder, tmp_path):
     assert np.array_equal(plain.search(z.numpy(), 3)[1], loaded.index.search(z.numpy(), 3)[1])
     x = torch.rand(2, 3, 40, 40)
     with torch.no_grad(): assert torch.equal(loaded.encoder(x), encoder(x))
-    np.save(tmp_path/'a/embeddings.npy', z[:19].numpy())
-    with pytest.raises(ValueError, match='different runs'): Search.load(tmp_path/'a', 'cpu')
+    for f in ('encoder.pt', 'files.csv', 'embeddings.npy', 'index.faiss'):
+        whole = (tmp_path/'a'/f).read_bytes()
+        for damaged in (whole[:-1], b'', bytes([whole[0] ^ 1]) + whole[1:]):
+            (tmp_path/'a'/f).write_bytes(damaged)
+            with pytest.raises(ValueError, match=f'{f} is damaged, or was not .*make photos'):
+                Search.load(tmp_path/'a')
+        (tmp_path/'a'/f).unlink()
+        with pytest.raises(FileNotFoundError, match=rf'{f} is missing\. .*make photos'): Search.load(tmp_path/'a')
+        (tmp_path/'a'/f).write_bytes(whole)
+    made = (tmp_path/'a/search.json').read_bytes()
+    for damaged in (made[:-9], b'', b'[1]', b'{}', made.replace(b'"side": 40', b'"side": 44'), b'\xff\xfe'):
+        (tmp_path/'a/search.json').write_bytes(damaged)
+        with pytest.raises(ValueError, match=r'search\.json is damaged, .*make photos'): Search.load(tmp_path/'a')
     with pytest.raises(FileNotFoundError, match='make photos'): Search.load(tmp_path/'c')
+    s = Search(encoder, TINY, 40, ['a/b.jpg', 'c.jpg'], range(2), z[:2])
+    assert s.neighbours(Path('a/b.jpg'))[0] == s.neighbours('a/b.jpg')[0] == ['c.jpg']
+    with pytest.raises(ValueError, match='dense tensor of floating type, got numpy.ndarray'):
+        Search(encoder, TINY, 40, ['a'], ['0'], z[:1].numpy())
 
 
 def test_many_photos_get_cells(tmp_path):
