@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 ALONE := python nbs/pipeline/alone.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro ablations namr photos cars grocery dry paper bench test run nbs lock clean
+.PHONY: help env repro ablations namr photos cars grocery dry paper bench test assault run nbs lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
@@ -80,6 +80,9 @@ test: env ## everything that must hold: exported modules, notebooks, tests, the 
 	  echo "Run make nbs to export, or move your edit into its notebook."; exit 1; }
 	OMP_NUM_THREADS=1 MPLBACKEND=agg nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+assault: env ## MINUTES=10 [SEED=0]: kill what writes and break what is read; a table of what came out
+	OMP_NUM_THREADS=1 python tests/assault.py $(or $(MINUTES),10) $(SEED)
 
 run: env ## [NB="manifold 07_losses"]: run the notebooks in nbs/ and store their outputs, all or those named
 	OMP_NUM_THREADS=1 python nbs/pipeline/run.py $(NB)

@@ -168,12 +168,13 @@ def _read_weights(path, backbone):
     if re.fullmatch(backbone.replace('_', '-') + r'-[0-9a-f]{8}\.pth', path.name):
         check_file(path, checksum=_sum_in(path.name), cure='That sum is in its name. Delete it and fetch it again; '
                    'if it is a file of your own, rename it.')
+    open(path, 'rb').close() # what may not be read raises here, and no OSError below is the disk's
     if path.suffix != '.safetensors' and sum_fits(path) is False:
         raise ValueError(f"{path} is damaged: it is not as plm has written it. Make it again.")
     try:
         if path.suffix != '.safetensors': state = torch.load(path, map_location='cpu', weights_only=True)
         else: state = _module('safetensors.torch', 'timm', f'reading {path.name}').load_file(path)
-    except (OSError, ImportError): raise
+    except ImportError: raise
     except Exception: # a dozen kinds for what is no such file; torch's text advises to run the code in it
         raise ValueError(f"{path} is no file of tensors, is cut off, or holds code (never run). {cure}") from None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
