@@ -1,13 +1,15 @@
 # make repro: environment and the main job. make test: environment and all tests.
-# Both need Python 3.11, git and a package index; nothing else is downloaded.
+# Both need Python 3.11 and a package index; nothing else is downloaded.
 PYTHON ?= python3.11
 BIN := .venv/bin
 # the kernels and tools that papermill and DVC start are those of the environment
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
+# one at a time in this folder; what a kill has left is healed, and nothing outlives what started it
+ALONE := python nbs/pipeline/alone.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro ablations namr photos cars grocery dry paper bench test run nbs lock clean
+.PHONY: help env repro ablations namr photos cars grocery dry paper bench test assault run nbs lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
@@ -21,28 +23,30 @@ env: .venv/.done ## the environment of requirements.lock, in .venv
 	touch $@
 
 repro: env ## every table and figure, from the data to results/report.html: dvc repro, with stages side by side
-	python nbs/pipeline/repro.py
+	$(ALONE) python nbs/pipeline/repro.py
 	@cat results/table.txt
 	@echo "The report: $(CURDIR)/results/report.html"
 
 ablations: env ## the ablations (about an hour), then the report with them; a killed one goes on
-	dvc repro pipelines/ablations/dvc.yaml
+	$(ALONE) dvc repro pipelines/ablations/dvc.yaml
 	python -c 'from plm.ablation import publish; publish()'
-	dvc repro report
+	$(ALONE) dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
 namr: env ## NAMR on four metric losses and in the indexes (two hours), then the report; a killed one goes on
 	@python -c 'import sys; from plm.comparison import begin_comparison; begin_comparison(*sys.argv[1:])' \
 	  grocery '' pipelines/comparison/frozen.yaml runs/frozen
-	dvc repro pipelines/namr/dvc.yaml
+	$(ALONE) dvc repro pipelines/namr/dvc.yaml
 	cp runs/namr/namr.csv runs/index/index.csv results/
-	dvc repro report
+	$(ALONE) dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
-photos: env ## FOLDER=/my/photos [LABELS=labels.csv]: a search of your own images; a killed one goes on
-	@python -c 'import sys; from plm.search import begin_photos; begin_photos(*sys.argv[1:])' "$$FOLDER" "$$LABELS"
-	dvc repro pipelines/photos/dvc.yaml
+photos: env ## FOLDER=/my/photos [LABELS=labels.csv] [EXCLUDE='*.bak previews/*']: a search of your own images
+	@python -c 'import sys; from plm.search import begin_photos; begin_photos(*sys.argv[1:3], exclude=sys.argv[3])' \
+	  "$$FOLDER" "$$LABELS" "$$EXCLUDE"
+	$(ALONE) dvc repro pipelines/photos/dvc.yaml
 	@if [ -f results/photos/recall.csv ]; then cat results/photos/recall.csv; fi
+	@python -c 'from plm.photos import skipped_line; print(skipped_line("runs/photos/data/images_skipped.csv"))'
 	@echo "Look: $(CURDIR)/results/photos/index.html"
 
 cars: env ## FOLDER=/my/cars [WAY=full]: all methods behind a frozen backbone, or whole; a subfolder is a class
@@ -55,7 +59,7 @@ WAY ?= frozen
 define comparison
 @python -c 'import sys; from plm.comparison import begin_comparison; begin_comparison(*sys.argv[1:])' \
   $@ "$$FOLDER" pipelines/comparison/$(WAY).yaml runs/$(WAY)
-dvc repro pipelines/comparison/dvc.yaml:compare@$(WAY)-$@
+$(ALONE) dvc repro pipelines/comparison/dvc.yaml:compare@$(WAY)-$@
 @mkdir -p results/$(WAY) && cp runs/$(WAY)/$@/results/* results/$(WAY)/
 @cat results/$(WAY)/$@.txt
 endef
@@ -65,7 +69,7 @@ dry: env ## PRESET=cub200-512: what a cell of the paper's table would need here 
 
 paper: dry ## PRESET=cub200-512 [SET="seeds=[0]"]: a cell of the paper's table (GPU); a killed one goes on
 	@set -ef; settings=$$(python -c 'from plm.paper import arguments; print(*arguments("$(PRESET)", "$(SET)"))'); \
-	  dvc exp run $$settings
+	  $(ALONE) dvc exp run $$settings
 	@python -c 'from plm.paper import publish; print(publish("$(PRESET)"))'
 
 bench: env ## what things cost beside their opponents (20 minutes): results/bench.csv, explained in docs/performance.md
@@ -78,6 +82,9 @@ test: env ## everything that must hold: exported modules, notebooks, tests, the 
 	  echo "Run make nbs to export, or move your edit into its notebook."; exit 1; }
 	OMP_NUM_THREADS=1 MPLBACKEND=agg nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+assault: env ## MINUTES=10 [SEED=0]: kill what writes and break what is read; a table of what came out
+	OMP_NUM_THREADS=1 python tests/assault.py $(or $(MINUTES),10) $(SEED)
 
 run: env ## [NB="manifold 07_losses"]: run the notebooks in nbs/ and store their outputs, all or those named
 	OMP_NUM_THREADS=1 python nbs/pipeline/run.py $(NB)

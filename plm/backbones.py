@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from .checkpoint import sum_fits
 from .core import one_of
 from .encoder import ConvNet, Encoder, embed
 from .transfer import check_file, download
@@ -98,7 +99,7 @@ def _module(name, extra, what):
         package = name.partition('.')[0]
         if e.name != package: raise
         raise ModuleNotFoundError(f"{what} needs the package {package.replace('_', '-')}. "
-                                  f"Install it: pip install 'plm[{extra}]'.", name=package) from None
+                                  f"Install it: pip install 'plm-metric[{extra}]'.", name=package) from None
 
 def _timm(name, **kw):
     timm = _module('timm', 'timm', f'the backbone timm:{name}')
@@ -167,14 +168,19 @@ def _read_weights(path, backbone):
     if re.fullmatch(backbone.replace('_', '-') + r'-[0-9a-f]{8}\.pth', path.name):
         check_file(path, checksum=_sum_in(path.name), cure='That sum is in its name. Delete it and fetch it again; '
                    'if it is a file of your own, rename it.')
+    open(path, 'rb').close() # what may not be read raises here, and no OSError below is the disk's
+    if path.suffix != '.safetensors' and sum_fits(path) is False:
+        raise ValueError(f"{path} is damaged: it is not as plm has written it. Make it again.")
     try:
         if path.suffix != '.safetensors': state = torch.load(path, map_location='cpu', weights_only=True)
         else: state = _module('safetensors.torch', 'timm', f'reading {path.name}').load_file(path)
-    except (OSError, ImportError): raise
+    except ImportError: raise
     except Exception: # a dozen kinds for what is no such file; torch's text advises to run the code in it
         raise ValueError(f"{path} is no file of tensors, is cut off, or holds code (never run). {cure}") from None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no state dict (names to tensors). {cure}")
+    if not all(isinstance(name, str) for name in state) or any(v.is_meta for v in state.values()):
+        raise ValueError(f"{path} has names that are no text, or tensors without values (on meta). {cure}")
     return state
 
 def _imagenet(backbone):
@@ -202,6 +208,9 @@ def _load_weights(backbone, weights, name):
     inner = {k[9:].removeprefix('net.'): v for k, v in state.items() if k.startswith('backbone.')}
     net, cut = getattr(backbone, 'net', backbone), getattr(backbone, 'classifier', ())
     state = {k: v for k, v in (inner or state).items() if not k.startswith(cut)} # of an Encoder the head stays behind
+    for k, v in state.items():
+        if not torch.isfinite(v.to_dense()).all(): raise ValueError(
+            f"{origin}: {k} has NaN or infinite values. The training that wrote it had failed: take an earlier file.")
     own = net.state_dict()
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     missing, _ = net.load_state_dict(fits, strict=False) # knows that old files have no counters of batches

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .core import check_embeddings
+from .core import as_labels, check_embeddings, check_pairs, full_precision
 
 # %% auto #0
 __all__ = ['SimCLRLoss', 'contextual_similarity', 'relaxed_contrastive', 'STMLLoss']
@@ -24,6 +24,7 @@ class SimCLRLoss(nn.Module):
             raise ValueError(f"temperature must be above 0, got {temperature}. Usual values lie between 0.05 and 0.5.")
         self.nt_xent = NTXentLoss(temperature=temperature)
 
+    @full_precision
     def forward(self,
         z1: Tensor, # (B, d) embeddings of the first views, any length: cosines are compared
         z2: Tensor, # (B, d) embeddings of the second views; row i of both is image i; B at least 2
@@ -32,11 +33,13 @@ class SimCLRLoss(nn.Module):
         if z1.shape != z2.shape or len(z1) < 2:
             raise ValueError("the two views must have the same shape (B, d) with B at least 2, "
                              f"got {tuple(z1.shape)} and {tuple(z2.shape)}.")
+        check_pairs(2*len(z1), 2*len(z1), 'NT-Xent')
         image = torch.arange(len(z1), device=z1.device).repeat(2)
         return {'nt_xent': self.nt_xent(torch.cat([z1, z2]), image)}
 
 # %% ../nbs/12_baselines.ipynb #720185d4
 @torch.no_grad() # the teacher estimates: nothing here is trained
+@full_precision
 def contextual_similarity(
     t: Tensor, # (N, D) teacher embeddings, all views of the batch; normalised here
     index: Tensor, # (N,) integers: which image each row is a view of
@@ -46,12 +49,13 @@ def contextual_similarity(
     """STML's contextualised semantic similarity (Kim et al. 2022): half nearness, half shared mutual neighbours.
     `ValueError` for NaN, shapes that do not match, `sigma` or `k` out of range."""
     n = len(check_embeddings(t, 'teacher embeddings t'))
-    if index.shape != (n,):
+    if (index := as_labels(index, 'index').to(t.device)).shape != (n,):
         raise ValueError(f"index must have shape ({n},), one image number for each row of t, got {tuple(index.shape)}.")
     if not sigma > 0: raise ValueError(f"sigma must be above 0, got {sigma}. The published value is 3.")
     if not 1 <= k < n:
         raise ValueError(f"k must lie between 1 and N - 1 = {n - 1} for N = {n} rows, got {k}. "
                          "Use fewer neighbours or a larger batch.")
+    check_pairs(n, n, 'contextual similarity')
     t = F.normalize(t)
     d2 = (2 - 2*t@t.T).clamp_min(0) # squared distances of unit vectors
     pairwise = (-d2/sigma).exp()
@@ -69,6 +73,7 @@ def contextual_similarity(
 def _relative_distances(
     z: Tensor, # (N, d)
 ) -> Tensor: # (N, N) distances, each divided by the mean of its row
+    check_pairs(len(z), len(z), 'relative distances')
     gram = z@z.T
     sq = gram.diagonal()
     d2 = sq[:, None] + sq - 2*gram
@@ -85,6 +90,7 @@ def _relaxed_contrastive(
     pull, push = d.square(), (delta - d).relu().square()
     return (push + w*(pull - push)).fill_diagonal_(0).sum()/(n*(n - 1))
 
+@full_precision
 def relaxed_contrastive(
     z: Tensor, # (N, d) embeddings, N at least 2
     w: Tensor, # (N, N) similarities from 0 to 1, no gradient
@@ -93,7 +99,7 @@ def relaxed_contrastive(
     """Relaxed contrastive loss (Kim et al. 2021, 2022): each pair pulled by its similarity and pushed by the rest.
     `ValueError` for NaN or wrong shapes."""
     n = len(check_embeddings(z))
-    if n < 2 or w.shape != (n, n):
+    if n < 2 or check_embeddings(w, 'similarities').shape != (n, n):
         raise ValueError(f"z needs at least 2 rows and w the shape (N, N), got {tuple(z.shape)} and {tuple(w.shape)}.")
     return _relaxed_contrastive(_relative_distances(z), w, delta)
 
@@ -110,13 +116,14 @@ class STMLLoss(nn.Module):
         if not delta > 0: raise ValueError(f"delta must be above 0, got {delta}. The published value is 1.")
         self.sigma, self.delta, self.k = sigma, delta, k
 
+    @full_precision
     def forward(self,
         z: Tensor, # (N, d) student's embeddings, both views of each image, L2-normalised
         z_wide: Tensor, # (N, D) student's wide head (published: D = 1024), same rows, L2-normalised
         t: Tensor, # (N, D') teacher's wide head, same rows; carries no gradient
         index: Tensor, # (N,) integers: which image each row is a view of
     ) -> dict[str, Tensor]: # scalars 'contrastive', 'contrastive_wide', 'distillation'; their sum is the loss
-        check_embeddings(z, 'embeddings z'), check_embeddings(z_wide, 'embeddings z_wide')
+        for x, what in ((z, 'z'), (z_wide, 'z_wide'), (t, 't')): check_embeddings(x, f'embeddings {what}')
         if not len(z) == len(z_wide) == len(t):
             raise ValueError(f"z, z_wide and t must have the same rows, got {len(z)}, {len(z_wide)} and {len(t)}.")
         w = contextual_similarity(t, index, self.sigma, 2*self.k).to(z.dtype)

@@ -4,15 +4,15 @@
 
 # %% ../nbs/09_checkpoint.ipynb #206b8965
 from __future__ import annotations
-import errno, hashlib, re, shutil
+import errno, hashlib, re
 from pathlib import Path
 import torch
 from torch import Tensor
 import plm
-from .core import whole_file
+from .core import disk_advice, whole_file
 
 # %% auto #0
-__all__ = ['code_of', 'fingerprint', 'is_full_memory', 'save_state', 'load_state']
+__all__ = ['code_of', 'fingerprint', 'is_full_memory', 'sum_fits', 'save_state', 'load_state']
 
 # %% ../nbs/09_checkpoint.ipynb #e5334d4c
 def code_of(
@@ -49,27 +49,53 @@ def is_full_memory(
     words = ("can't allocate memory", 'out of memory', 'ALLOC_FAILED')
     return isinstance(e, RuntimeError) and any(w in str(e) for w in words)
 
+_TAIL = 66 # bytes: how long the comment of a zip file is (64), and in it the sum of all that stands before
+
+def _sum(f, size):
+    h, left = hashlib.sha256(), size
+    f.seek(0)
+    while left and (piece := f.read(min(left, 1 << 20))): left -= len(piece); h.update(piece)
+    return b'\x40\0' + h.hexdigest().encode()
+
+def sum_fits(
+    path: str | Path, # a file that is there
+) -> bool | None: # None if the file carries no sum
+    "Whether a file of `save_state` is as it was written."
+    size = Path(path).stat().st_size - _TAIL
+    with open(path, 'rb') as f:
+        f.seek(max(0, size))
+        tail = f.read()
+        if size < 0 or not re.fullmatch(rb'\x40\0[0-9a-f]{64}', tail): return None
+        return tail == _sum(f, size)
+
 def save_state(
     state, # a nest of tensors, numbers, strings, lists and dicts
     path: str | Path, # the file
 ):
     "Write with `torch.save`, whole or not at all; equal states give equal bytes. `OSError` if the disk is full."
     try:
-        with whole_file(path) as tmp, open(tmp, 'wb') as f: torch.save(state, f) # given a path, torch stores its name
+        with whole_file(path) as tmp, open(tmp, 'w+b') as f:
+            torch.save(state, f) # given a path, torch would store its name
+            size = f.seek(-2, 2) # where the zip file says that it has no comment
+            tail = _sum(f, size)
+            f.seek(size)
+            f.write(tail)
     except RuntimeError as e: # torch's own words for a disk that takes no more
         if 'inline_container' not in str(e): raise
-        free = shutil.disk_usage(Path(path).parent).free/1e6
-        raise OSError(errno.ENOSPC, f"{path} could not be written: the disk is full, {free:.0f} MB are free. "
-                      "Make room and run again; training goes on from its last finished epoch.") from e
+        with disk_advice(path): raise OSError(errno.ENOSPC, 'full') from e
 
 def load_state(
     path: str | Path, # a file of `save_state`
     device: torch.device | str = 'cpu', # where the tensors go
+    maker: str = '`dvc repro`', # what makes the file, for the messages
 ):
-    "Read what `save_state` wrote; executes no code from the file. `FileNotFoundError` and `ValueError` say what to do."
-    if not Path(path).exists(): raise FileNotFoundError(f"{path} is missing. `dvc repro` makes it.")
+    """Read what `save_state` wrote, if it is as it was written; executes no code from the file. `FileNotFoundError` and
+    `ValueError` say what to do."""
+    if not Path(path).exists(): raise FileNotFoundError(f"{path} is missing. {maker} makes it.")
+    if not sum_fits(path): raise ValueError(f"{path} cannot be read as a saved state: it is damaged, or something else "
+                                            f"has written it. Delete it and run {maker} again.")
     try: return torch.load(path, map_location=device, weights_only=True)
     except Exception as e: # torch raises a dozen kinds for a file that is no state
         if is_full_memory(e): raise MemoryError(f"not enough memory to read {path}. Close what else is running.") from e
         raise ValueError(f"{path} cannot be read as a saved state ({type(e).__name__}). "
-                         "Delete it and run `dvc repro` again.") from e
+                         f"Delete it and run {maker} again.") from e

@@ -4,19 +4,21 @@
 
 # %% ../nbs/00_core.ipynb #cbd3b331
 from __future__ import annotations
-import csv, difflib, hashlib, io, math, os, sys
+import csv, difflib, errno, hashlib, io, math, os, shutil, sys
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import reduce, wraps
 from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm as auto_tqdm
 from tqdm import tqdm as text_tqdm
 
 # %% auto #0
-__all__ = ['generator_at', 'whole_file', 'write_csv', 'one_of', 'check_embeddings', 'Constants', 'read_constants', 'pick_device',
-           'progress', 'format_bytes', 'format_seconds', 'mean_and_std', 'gain_and_interval', 'text_table',
-           'markdown_table']
+__all__ = ['FULL_DISK', 'generator_at', 'disk_advice', 'whole_file', 'write_csv', 'one_of', 'check_embeddings', 'check_pairs',
+           'as_labels', 'widen', 'Wide', 'full_precision', 'Constants', 'read_constants', 'pick_device', 'progress',
+           'format_bytes', 'format_seconds', 'mean_and_std', 'gain_and_interval', 'text_table', 'markdown_table']
 
 # %% ../nbs/00_core.ipynb #e61e9f51
 def generator_at(
@@ -27,16 +29,32 @@ def generator_at(
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], 'little') >> 1)
 
 # %% ../nbs/00_core.ipynb #b0ca92c7
+FULL_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG # the disk, this user's share, the size that a file may have
+
+@contextmanager
+def disk_advice(
+    path: str | Path, # what is written in the block
+):
+    "Turn the errors of a full disk into an `OSError` of the same number that says what one can do."
+    try: yield
+    except OSError as e:
+        if e.errno not in FULL_DISK: raise
+        free = shutil.disk_usage(Path(path).parent).free/1e6
+        raise OSError(e.errno, f"{path} could not be written: the disk is full, or this file too large for it "
+                      f"({os.strerror(e.errno)}); {free:.0f} MB are free. Make room and run again: what is finished is "
+                      "kept.") from e
+
 @contextmanager
 def whole_file(
     path: str | Path, # the name that the finished file will have; its folder is made if missing
 ):
-    "Yield a temporary path to write to; rename it to `path` if the block succeeds, delete it if the block raises."
+    """Yield a temporary path to write to; rename it to `path` if the block succeeds, delete it if the block raises.
+    `OSError` names the cure for a full disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        yield tmp
+        with disk_advice(path): yield tmp
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
@@ -67,17 +85,83 @@ def one_of(
     raise ValueError(f"unknown {what} {value!r}.{hint} Choose one of: {', '.join(map(str, options))}.")
 
 # %% ../nbs/00_core.ipynb #1571e4a2
+_LARGEST = 1e17 # ours: sums of thousands of squares of such values stay below 3e38, where float32 ends
+
 def check_embeddings(
     z: Tensor, # (B, d) embeddings
     what: str = 'embeddings', # their name in the message
 ) -> Tensor: # `z` itself
-    "Check that `z` is a finite `(B, d)` matrix; `ValueError` otherwise."
+    "Check that `z` is a dense floating `(B, d)` matrix, finite, with finite squares; `ValueError` otherwise."
+    if not isinstance(z, Tensor) or z.layout != torch.strided or not z.is_floating_point() or z.is_meta:
+        raise ValueError(f"{what} must be a dense tensor of floating type, got {_kind(z)}. Make one of it, such as "
+                         "torch.as_tensor(x, dtype=torch.float32).")
     if z.ndim != 2: raise ValueError(f"{what} must have shape (B, d), got {tuple(z.shape)}.")
-    if not torch.isfinite(z).all():
+    low, high = torch.aminmax(z.detach()) if z.numel() else (torch.zeros(()),)*2 # NaN, if there is one
+    largest = torch.maximum(-low, high).item()
+    if not largest <= _LARGEST:
         rows = (~torch.isfinite(z).all(1)).nonzero().flatten()
+        if not len(rows): raise ValueError(f"{what} have values up to {largest:.0e}: their squares do not fit into "
+                                           "32 bits. Normalise them, or lower the learning rate.")
         raise ValueError(f"{what} have NaN or infinite values in {len(rows)} of {len(z)} rows (first: row {rows[0]}). "
                          "Lower the learning rate, or look for broken input images.")
     return z
+
+def check_pairs(
+    n: int, # rows of a table
+    m: int, # and its columns
+    what: str, # what is compared, for the message
+    most: int = 2**30, # pairs that are allowed: 8 GiB of float64 (ours)
+):
+    "Bound what grows with the square of an input. `ValueError` names the size and the cure."
+    if n*m > most: raise ValueError(
+        f"{what}: {n:,} x {m:,} pairs need a table of {8*n*m/2**30:,.0f} GiB. At most {most:,} pairs are compared: "
+        "give smaller batches, or a part of the points (plm.evaluation.some_classes draws one).")
+
+def _kind(x):
+    if not isinstance(x, Tensor): return f'{type(x).__module__}.{type(x).__name__}'.removeprefix('builtins.')
+    return f"{x.dtype}{' on meta, without values'*x.is_meta}{f', {x.layout}'*(x.layout != torch.strided)}"
+
+def as_labels(
+    labels, # one whole number for each image: a tensor, an array or a list
+    what: str = 'labels', # their name in the message
+) -> Tensor: # of real numbers
+    "Class numbers as a tensor. `ValueError` for names, and for numbers that are not whole."
+    try: found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError): found = torch.empty(0, dtype=torch.complex64) # no numbers
+    if found.is_complex() or found.is_floating_point() and not (found == found.floor()).all():
+        raise ValueError(f"{what} must be whole numbers, one for each image. Of names make numbers: "
+                         "numpy.unique(names, return_inverse=True)[1].")
+    return found
+
+# %% ../nbs/00_core.ipynb #8c1e77f2
+def widen(
+    x: Tensor, # of any type
+) -> Tensor: # `x`; if it has fewer than 32 bits, as float32
+    "A tensor in which small steps are not lost."
+    return x.float() if x.is_floating_point() and x.itemsize < 4 else x
+
+class Wide(nn.Module):
+    "A module that keeps 32 bits at least, whatever `.half()` or `.to()` of a module that holds it ask for."
+    def _apply(self, fn, recurse=True): # what these and the like call
+        super()._apply(fn, recurse)
+        for t in (*self.parameters(), *self.buffers()): t.data = widen(t.data)
+        return self
+
+def full_precision(
+    function: Callable, # of tensors, or of what has `dtype`, `device` and `to` as they have
+) -> Callable: # the same function
+    "A decorator: floating arguments come in the widest type among them, at least 32 bits; autocast is off."
+    @wraps(function)
+    def call(*args, **kwargs):
+        given = [x for x in (*args, *kwargs.values()) if getattr(getattr(x, 'dtype', None), 'is_floating_point', False)
+                 and x.device.type != 'meta']
+        if not given: return function(*args, **kwargs)
+        kind, device = reduce(torch.promote_types, (x.dtype for x in given), torch.float32), given[0].device.type
+        def wide(x): return x.to(kind) if any(x is y for y in given) and x.dtype != kind else x
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False): return call(*args, **kwargs)
+        return function(*map(wide, args), **{name: wide(x) for name, x in kwargs.items()})
+    return call
 
 # %% ../nbs/00_core.ipynb #fe0d861c
 class Constants(BaseModel):

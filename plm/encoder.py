@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import check_embeddings, generator_at, one_of, progress
+from .core import Wide, check_embeddings, generator_at, one_of, progress, widen
 from .images import as_input, load_batches
 
 # %% auto #0
@@ -100,9 +100,7 @@ def embed(
     return check_embeddings(z)
 
 # %% ../nbs/03_encoder.ipynb #714498ed
-def _wide(t): return t.float() if t.is_floating_point() and t.itemsize < 4 else t
-
-class MomentumEncoder(nn.Module):
+class MomentumEncoder(Wide):
     """An exponential moving average of an encoder; never trained, always in evaluation mode.
 
     It is kept and computed in float32 (or the encoder's float64): 16 bits would round its small steps to nothing."""
@@ -115,20 +113,19 @@ class MomentumEncoder(nn.Module):
         self.gamma, self.encoder = gamma, copy.deepcopy(encoder).requires_grad_(False).eval()
         self._apply(lambda t: t) # to 32 bits
 
-    def _apply(self, fn, recurse=True): # called by .half(), .to() and the like, also of a module that holds this one
-        super()._apply(fn, recurse)
-        for t in (*self.parameters(), *self.buffers()): t.data = _wide(t.data)
-        return self
-
     def train(self, mode: bool = True): return super().train(False) # statistics come from the average, not the batch
 
     @torch.no_grad()
     def update(self, encoder: nn.Module): # f_θ after an optimiser step
-        "φ ← γφ + (1−γ)θ; integer buffers (counters) are copied."
-        states = (e.state_dict(keep_vars=True).values() for e in (self.encoder, encoder))
-        for slow, now in dict(zip(*states, strict=True)).items(): # a dict: what is shared inside comes once
+        "φ ← γφ + (1−γ)θ; integer buffers (counters) are copied. `ValueError` for other weights than at first."
+        slow, now = (e.state_dict(keep_vars=True) for e in (self.encoder, encoder))
+        if odd := sorted(name for name in slow.keys() | now.keys()
+                         if name not in slow or name not in now or slow[name].shape != now[name].shape):
+            raise ValueError(f"{odd[0]} of the encoder was added, removed or resized after the average had begun. "
+                             "Make the MomentumEncoder when the encoder is complete.")
+        for slow, now in {slow[name]: now[name] for name in slow}.items(): # a dict: what is shared inside comes once
             if slow.is_floating_point(): slow.lerp_(now.to(slow.dtype), 1 - self.gamma)
             else: slow.copy_(now)
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor: return self.encoder(_wide(x))
+    def forward(self, x: Tensor) -> Tensor: return self.encoder(widen(x))

@@ -11,7 +11,7 @@ from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from .baselines import contextual_similarity
-from .core import check_embeddings, mean_and_std
+from .core import check_embeddings, check_pairs, mean_and_std
 from .evaluation import correlation, label_purity, summary
 from .manifold import Pieces, PiecewiseLinearManifold
 from .sampling import NeighborhoodBatches, nearest_neighbors
@@ -44,17 +44,19 @@ def same_cluster(
 ) -> Tensor: # (N, N) bool, on the device of `z`
     "Whether two points share a cluster. `ValueError` for NaN, or if scikit-learn refuses (more clusters than points)."
     points = check_embeddings(z).detach().cpu().double().numpy()
+    check_pairs(len(z), len(z), 'clusters')
     cluster = torch.as_tensor(clustering.fit_predict(points), device=z.device)
     return cluster[:, None] == cluster
 
 # %% ../nbs/24_estimates.ipynb #24eec5bc
 def random_walk_similarity(
-    z: Tensor, # (N, d) embeddings; N up to some ten thousand, because the (N, N) inverse is dense
+    z: Tensor, # (N, d) embeddings; N up to ten thousand, because the (N, N) inverse is dense
     k: int = 10, # nearest neighbours that a point is joined to, 1 to N-1 (ours)
     alpha: float = 0.9, # chance to walk on, between 0 and 1, both excluded (ours)
 ) -> Tensor: # (N, N) float64 in [0, 1], symmetric, ones on the diagonal; 0 between parts that no edge joins
     "Where a walk on the symmetrised k-nearest-neighbour graph ends. `ValueError` for NaN, `k` or `alpha` out of range."
     if not 0 < alpha < 1: raise ValueError(f"alpha must lie between 0 (no step) and 1 (no end), got {alpha}.")
+    check_pairs(len(z), len(z), 'a random walk', 10**8) # an inverse: the time grows with the cube
     a = torch.zeros(len(z), len(z), dtype=torch.double, device=z.device).scatter_(1, nearest_neighbors(z, k), 1)
     a = torch.maximum(a, a.T)
     root = a.sum(1).rsqrt()

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 import faiss, torch
 from scipy.special import stdtrit
 from torch import Tensor
-from .core import check_embeddings, generator_at
+from .core import as_labels, check_embeddings, generator_at
 from .sampling import centered, nearest, not_self
 
 # %% auto #0
@@ -88,8 +88,8 @@ def check_labels(
     labels: Tensor, # (N,) integer class of each image
     n: int, # number of images
 ) -> tuple[Tensor, Tensor]: # (N,) classes as 0..C-1, and (N,) number of *other* images of the same class
-    "Check labels. `ValueError` for a wrong length, for one class only, and if no class has two images."
-    labels = torch.as_tensor(labels)
+    "Check labels. `ValueError` for names, a wrong length, one class only, and if no class has two images."
+    labels = as_labels(labels)
     if labels.shape != (n,):
         raise ValueError(f"labels must have shape ({n},), one class per image, got {tuple(labels.shape)}.")
     names, labels, counts = labels.unique(return_inverse=True, return_counts=True)
@@ -105,8 +105,8 @@ def _questions(labels, n, theirs=None):
     if theirs is None:
         labels, answers = check_labels(labels, n)
         return labels, labels, answers
-    labels = torch.as_tensor(labels)
-    theirs = torch.as_tensor(theirs, device=labels.device)
+    labels = as_labels(labels)
+    theirs = as_labels(theirs, 'labels of the gallery').to(labels.device)
     if labels.shape != (n,):
         raise ValueError(f"labels must have shape ({n},), one class per query, got {tuple(labels.shape)}.")
     names, counts = theirs.unique(return_counts=True)
@@ -215,7 +215,7 @@ def some_classes(
 ) -> Tensor: # (M,) numbers of images, ascending; all of them if they are at most `most`
     """The images of whole classes drawn at random, two classes at least (if these two hold more than `most`, as many of
     their images, in equal shares). Images alone in their class are not drawn."""
-    labels = torch.as_tensor(labels).cpu()
+    labels = as_labels(labels).cpu()
     if len(labels) <= most: return torch.arange(len(labels))
     names, counts = labels.unique(return_counts=True)
     names, counts = names[counts > 1], counts[counts > 1]
@@ -236,7 +236,7 @@ def _per_batch(matrix, labels, what):
     if len(matrix) != len(labels):
         raise ValueError(f"got {len(matrix)} batches of {what} but {len(labels)} of labels: give both for each batch.")
     for x, y in zip(matrix, labels):
-        y = torch.as_tensor(y, device=x.device)
+        y = as_labels(y).to(x.device)
         if y.ndim != 1 or x.shape != (len(y), len(y)): raise ValueError(f"{what} of shape {tuple(x.shape)} do not go "
             f"with labels of shape {tuple(y.shape)}: a batch is an (N, N) matrix and N labels.")
         yield x, y

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import torch
 from torch import Tensor, nn
-from .core import check_embeddings, one_of
+from .core import check_embeddings, check_pairs, full_precision, one_of
 from .manifold import Pieces, PiecewiseLinearManifold
 from .proxies import Proxies
 from .similarity import PiecewiseLinear, Similarity
@@ -15,38 +15,52 @@ from .similarity import PiecewiseLinear, Similarity
 __all__ = ['TERMS', 'distances', 'distance_regression', 'neighborhood_loss', 'PLMLoss']
 
 # %% ../nbs/07_losses.ipynb #9785db4e
+@full_precision
 def distances(
     a: Tensor, # (N, d)
     b: Tensor, # (P, d)
 ) -> Tensor: # (N, P) Euclidean distances, with gradient 0 where points coincide
-    "Pairwise distances that can be differentiated everywhere."
+    "Pairwise distances that can be differentiated everywhere. `ValueError` for NaN, or rows of different length."
+    if check_embeddings(a, 'points a').shape[1] != check_embeddings(b, 'points b').shape[1]:
+        raise ValueError(f"points must have as many dimensions on both sides, got {tuple(a.shape)}, {tuple(b.shape)}.")
+    check_pairs(len(a), len(b), 'distances')
     scale = a.square().sum(1)[:, None] + b.square().sum(1)
     d2 = torch.add(scale, a @ b.T, alpha=-2)
     number = torch.finfo(d2.dtype)
     noise = (8*number.eps*scale.detach()).clamp_min(number.tiny) # what is left of equal points after the subtraction
     return torch.where(d2 > noise, torch.maximum(d2, noise).sqrt(), 0)
 
+@full_precision
 def distance_regression(
     a: Tensor, # (N, d) points; gradients reach them
     b: Tensor | None, # (P, d) others, gradients reach them; None: pairs of different points of `a`, N at least 2
     s: Tensor, # (N, P) similarities, 0 to 1, no gradient
     delta: float | None, # δ, distance asked of a pair of similarity 0; None: targets are to equal distances in mean
 ) -> Tensor: # scalar
-    "Mean over the pairs of (δ(1 − s) − ‖a − b‖)² (PLM, L_point and L_proxy; docs/method.md, section 6)."
-    d, unlike = distances(a, a if b is None else b), 1 - s
+    """Mean over the pairs of (δ(1 − s) − ‖a − b‖)² (PLM, L_point and L_proxy; docs/method.md, section 6).
+    `ValueError` for NaN, shapes that do not fit, or a single point."""
+    d, unlike = distances(a, a if b is None else b), 1 - check_embeddings(s, 'similarities')
+    if s.shape != d.shape or b is None and len(a) < 2: raise ValueError(
+        f"give a similarity for each pair, and two points at least: got {tuple(s.shape)} for {tuple(d.shape)}.")
     if b is None: unlike.fill_diagonal_(0) # nobody is paired with itself
     if delta is None: delta = d.detach().mean()/unlike.mean().clamp_min(1e-10)
     pairs = len(a)*(len(a) - 1) if b is None else d.numel()
     return (delta*unlike - d).square().sum()/pairs
 
 # %% ../nbs/07_losses.ipynb #88b12e36
+@full_precision
 def neighborhood_loss(
     t: Tensor, # (B, d) momentum embeddings, no gradient
     proxies: Pieces, # P of them; the gradient reaches their basis. Of no dimension: they miss all, the result is 1
     s: Tensor, # (B, P) similarities of points and proxies, no gradient
     n_near: int = 5, # how many of the most similar points a proxy turns towards (ours)
 ) -> Tensor: # scalar, 0 to 1
-    "Share of squared distance to its most similar points that a proxy's neighbourhood misses (ours; docs/method.md)."
+    """Share of squared distance to its most similar points that a proxy's neighbourhood misses (ours; docs/method.md).
+    `ValueError` for NaN, or shapes that do not fit."""
+    pairs = len(check_embeddings(t, 'momentum embeddings')), len(proxies.points)
+    if check_embeddings(s, 'similarities').shape != pairs or t.shape[1] != proxies.points.shape[1]:
+        raise ValueError(f"t {tuple(t.shape)}, proxies {tuple(proxies.points.shape)} and s {tuple(s.shape)} do not "
+                         "fit: they should be (B, d), (P, d) and (B, P).")
     w, near = s.topk(min(n_near, len(s)), dim=0)
     delta = (t[near] - proxies.points.detach()).transpose(0, 1) # (P, n, d)
     length2 = delta.square().sum(2).clamp_min(1e-10) # a point on the proxy counts as missed
@@ -78,21 +92,17 @@ class PLMLoss(nn.Module):
         self.proxies, self.delta = proxies, delta
         self.manifold, self.similarity = manifold or PiecewiseLinearManifold(), similarity or PiecewiseLinear()
 
+    @full_precision # differences of near points do not survive in 8 or 11 bits
     def forward(self,
         z: Tensor, # (B, d) embeddings of the trained encoder f_θ, L2-normalised
         t: Tensor, # (B, d) embeddings of the momentum encoder f_φ, same rows; no gradient flows into them
     ) -> dict[str, Tensor]: # the wanted terms, scalars; their sum is the loss
         "`ValueError` for NaN, shapes that differ, and a batch of no more than m points. Half precision: as float32."
-        check_embeddings(z)
-        if z.shape != t.shape:
+        if check_embeddings(z).shape != check_embeddings(t, 'momentum embeddings').shape:
             raise ValueError("trained and momentum embeddings must have the same shape, "
                              f"got {tuple(z.shape)} and {tuple(t.shape)}.")
-        with torch.autocast(z.device.type, enabled=False): # differences of near points do not survive in 8 or 11 bits
-            z, t = (x if x.dtype == torch.float64 else x.float() for x in (z, t.detach()))
-            return self._terms(z, t)
-
-    def _terms(self, z, t):
-        pieces, terms = self.manifold(t), {}
+        t, terms = t.detach(), {}
+        pieces = self.manifold(t)
         if 'point' in self.terms: terms['point'] = distance_regression(z, None, self.similarity(pieces), self.delta)
         if self.terms == ('point',): return terms
         proxies = self.proxies()

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import torch
 from torch import Tensor
-from .core import check_embeddings
+from .core import check_embeddings, check_pairs, full_precision
 
 # %% auto #0
 __all__ = ['TIE', 'SLACK', 'DUPLICATE', 'SAME_DISTANCE', 'grow_piece', 'Pieces', 'PiecewiseLinearManifold']
@@ -60,12 +60,21 @@ class Pieces:
     basis: Tensor # (P, d, m) orthonormal columns; a direction that the data do not determine is a zero column
     members: Tensor | None = None # (P, P) bool: point j is in the piece of point i, the diagonal is True; proxies: None
 
+    @property
+    def dtype(self) -> torch.dtype: return self.points.dtype
+
+    @property
+    def device(self) -> torch.device: return self.points.device
+
+    def to(self, dtype: torch.dtype) -> Pieces: return Pieces(self.points.to(dtype), self.basis.to(dtype), self.members)
+
+    @full_precision
     def squared_lengths(self,
         x: Tensor, # (N, d) points
     ) -> tuple[Tensor, Tensor]: # (P, N) p² = ‖P_iᵀΔ‖², along the piece, and (P, N) ‖Δ‖², in all, with Δ = x_j − x_i
         "How far points are from that of each piece, along it and in all. `ValueError` for shapes that do not fit."
         P, d, m = self.basis.shape
-        if x.ndim != 2 or x.shape[1] != d or self.points.shape != (P, d):
+        if check_embeddings(x, 'points').shape[1] != d or self.points.shape != (P, d):
             raise ValueError(f"shapes do not fit: x is {tuple(x.shape)}, points are {tuple(self.points.shape)}, "
                              f"and basis is {tuple(self.basis.shape)}. They should be (N, d), (P, d) and (P, d, m).")
         middle = self.points.mean(0) # nearer to the origin less is lost to rounding
@@ -78,9 +87,9 @@ class Pieces:
     def quality(self,
         x: Tensor | None = None, # (N, d) points; None: those of the pieces
     ) -> Tensor: # (P, N) in [0, 1]
-        "Share of the squared distance of point j that piece i keeps; 1 where the two coincide."
+        "Share of the squared distance of point j that piece i keeps; 1 where the two coincide. `ValueError` for NaN."
         exact = Pieces(self.points.double(), self.basis.double())
-        along2, total2 = exact.squared_lengths(exact.points if x is None else x.double())
+        along2, total2 = exact.squared_lengths(exact.points if x is None else check_embeddings(x, 'points').double())
         same = DUPLICATE**2*(exact.points - exact.points.mean(0)).square().sum(1).max()
         return torch.where(total2 > same, along2/total2.clamp(min=1e-300), 1.).clamp(0, 1).to(self.points.dtype)
 
@@ -102,14 +111,17 @@ class PiecewiseLinearManifold:
         self.m, self.T, self.max_neighbors = m, T, max_neighbors
 
     @torch.no_grad()
+    @full_precision
     def __call__(self,
         t: Tensor, # (B, d) momentum embeddings, B > m; on any device, L2-normalised in PLM's own use
-    ) -> Pieces: # on the device and of the dtype of `t`
-        "The pieces of a batch. `ValueError` if it has not more than m points, or is not finite."
+    ) -> Pieces: # on the device and of the dtype of `t`, at least float32
+        """The pieces of a batch. Costs a table of B² distances. `ValueError` if it has not more than m points, too many
+        for such a table, or is not finite."""
         x, B, m = check_embeddings(t, 'momentum embeddings').double(), len(t), self.m
         if B <= m:
             raise ValueError(f"a batch of B={B} points is too small for pieces of m={m} dimensions, which need m={m} "
                              f"neighbours. Use at least {m + 1} points, or m <= {max(B - 1, 0)}.")
+        check_pairs(B, B, 'pieces')
         if not m: return Pieces(t, t.new_zeros(*t.shape, 0), torch.eye(B, dtype=torch.bool, device=t.device))
         near, same = _nearest(x, min(self.max_neighbors, B - 1))
         delta = x[near] - x[:, None]

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from .core import check_embeddings, generator_at, whole_file
+from .core import check_embeddings, check_pairs, generator_at, whole_file
 from .evaluation import check_labels, ranking, recall_at_k
 from .plots import channels_last
 from .report import data_url, render
@@ -75,7 +75,9 @@ def map_quality(
     labels: Tensor, # (N,) class of each image
     k: int = 10, # neighbours looked at by trustworthiness (ours); for few points fewer
 ) -> dict[str, float]: # 'recall_at_1' in the plane and 'trustworthiness', each 0 to 1
-    "How much of the embedding's neighbourhoods a map shows. `ValueError` if the shapes do not fit."
+    """How much of the embedding's neighbourhoods a map shows. Costs tables of N² numbers: N up to ten thousand.
+    `ValueError` if the shapes do not fit, or for more."""
+    check_pairs(len(z), len(z), 'the trustworthiness of a map', 10**8)
     xy, z = _check_map(xy, len(z)), check_embeddings(z).detach().cpu().numpy()
     return {'recall_at_1': recall_at_k(ranking(torch.tensor(xy), 1), torch.as_tensor(labels).cpu(), 1),
             'trustworthiness': float(trustworthiness(z, xy, n_neighbors=min(k, (len(z) - 1)//2)))}

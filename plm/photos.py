@@ -4,27 +4,30 @@
 
 # %% ../nbs/16_photos.ipynb #bff8c6cd
 from __future__ import annotations
-import csv, difflib, errno, hashlib, inspect, itertools, json, logging, mimetypes, os, shutil, stat, time
+import csv, difflib, errno, hashlib, inspect, itertools, json, logging, mimetypes, os, re, shutil, stat, time
 import unicodedata, warnings
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from fnmatch import fnmatch
+from fnmatch import fnmatch, translate
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, PIL
 from numpy.lib import format as npy
 from PIL import ExifTags, Image, UnidentifiedImageError
-from .core import progress, whole_file
+from .core import FULL_DISK, progress, whole_file
 
 # %% auto #0
-__all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'decode_image', 'Written', 'write_photos']
+__all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'pixel_sum', 'decode_image', 'Written', 'write_photos',
+           'skipped_line']
 
 # %% ../nbs/16_photos.ipynb #28fadff4
 _SIGNED = ('JPEG', 'PNG', 'GIF', 'WEBP', 'AVIF', 'TIFF', 'BMP', 'JPEG2000', 'PPM') # known by their first bytes
 _CLOSED = ('EPS', 'WMF', 'MPEG', 'HDF5', 'GRIB', 'BUFR', 'IPTC') # not pictures that Pillow itself decodes
-# photos that need a plug-in; camera raw is TIFF inside, and Pillow would take its thumbnail for the photo
-_FOREIGN = set('.heic .heif .dng .nef .cr2 .cr3 .arw .orf .rw2 .raf .pef .srw'.split())
+# photos that need a plug-in. Names find broken ones, too; whether Pillow may decode a file, its content decides
+_FOREIGN = set('.heic .heics .heif .heifs .hif .jxl .dng .nef .nrw .cr2 .cr3 .crw .arw .sr2 .srf .orf .rw2 .rwl .raf '
+               '.pef .srw .3fr .fff .iiq .cap .erf .kdc .dcr .mef .mos .mrw .gpr .x3f'.split())
+_FOREIGN_HEADS = re.compile(rb'II(U\0|R[OS])|MMOR|FUJIFILM|\xff\n|\0{3}\x0cJXL |.{4}ftyp(he[iv]|mif1|msf1|crx)', re.S)
 
 _TYPES = mimetypes.MimeTypes() # Python's own table, not the machine's
 
@@ -34,11 +37,26 @@ def _format(path):
     name = Image.EXTENSION.get(path.suffix.lower())
     return name if name in Image.OPEN and name not in _CLOSED else None
 
+class _NoReader(Exception): "A photo in a format that Pillow alone cannot decode."
+
 def _open(path):
     "The image with only its header read."
-    formats = {*_SIGNED, _format(path)} & Image.OPEN.keys()
-    if path.suffix.lower() in _FOREIGN and not _format(path): formats.remove('TIFF')
-    return Image.open(path, formats=list(formats))
+    own = _format(path) # first, because a plug-in for camera raw knows the file better than Pillow's TIFF
+    formats = [f for f in dict.fromkeys([own, *_SIGNED]) if f in Image.OPEN]
+    with open(path, 'rb') as f: head = f.read(16)
+    try: im = Image.open(path, formats=formats)
+    except UnidentifiedImageError:
+        if _FOREIGN_HEADS.match(head) or not own and re.match(rb'II[*+]\0|MM\0[*+]', head): raise _NoReader from None
+        raise
+    # a TIFF with the name of no format is a camera's, whatever its maker calls it
+    named = own or not path.suffix
+    if im.format != 'TIFF' or named and not _is_raw(im) and head[8:11] not in (b'CR\2', b'III', b'MMM'): return im
+    im.close()
+    raise _NoReader
+
+def _is_raw(im):
+    "Whether a TIFF shows a small version of what it holds, or is a DNG: of camera raw, Pillow reads the thumbnail."
+    return im.format == 'TIFF' and bool(im.tag_v2.get(254, 0) & 1 or 50706 in im.tag_v2)
 
 def _is_candidate(path):
     "Whether `path` looks like an image, by its name or its content. A broken `.jpg` does: the report shall name it."
@@ -69,40 +87,57 @@ class Listing(NamedTuple):
     labels: np.ndarray | None # int64 (N,): index into `names`, -1 without a label; None if nothing tells labels
     names: list[str] # of the classes, sorted
     counts: dict[str, int] # what was passed over, and images without a label, by kind
+    passed: dict[str, str] # links and what may not be read: name, relative to the folder, and why it was passed over
 
 def list_images(
     folder: str | Path, # searched with all its subfolders
     labels_csv: str | Path | None = None, # with columns `file` (relative to `folder`) and `label`; default: subfolders
+    exclude: list[str] = (), # patterns such as *.bak or previews/*: names, or paths in the folder, that are left out
 ) -> Listing:
     """All images of a folder, and their labels if there are any. Nothing is decoded, so broken images are listed, too.
+    What was left out is said in one line.
 
     `FileNotFoundError`, `NotADirectoryError`; `ValueError` if there is no image, or a line of the CSV is wrong."""
     folder = Path(folder)
     if not folder.exists(): raise FileNotFoundError(f"the folder {folder} does not exist. Name a folder of images.")
     if not folder.is_dir(): raise NotADirectoryError(f"{folder} is a file. Name the folder that holds the images.")
-    files, counts = _walk(folder)
-    if n := counts['bins and thumbnails']: print(f"left out: {n} bins and thumbnails ({', '.join(_BINS)})")
+    if isinstance(exclude, str): raise ValueError(f"exclude must be a list of patterns, got the one {exclude!r}.")
+    files, counts, passed = _walk(folder, exclude)
+    more = {'bins and thumbnails': _BINS, 'excluded': exclude}
+    said = [f'{n} {kind}' + (f" ({', '.join(more[kind])})" if kind in more else '') for kind, n in counts.most_common()]
+    if said: print(f"left out: {', '.join(said)}")
     if not files:
         seen = ', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'it is empty'
         raise ValueError(f"no image was found in {folder} ({seen}). Links are not followed, and hidden files not "
                          "opened: copy the images into the folder.")
     found = _folder_labels(folder, files) if labels_csv is None else _csv_labels(folder, files, Path(labels_csv))
-    if found is None: return Listing(files, None, [], dict(counts))
+    if found is None: return Listing(files, None, [], dict(counts), passed)
     names = sorted({name for name in found if name is not None})
     number = {None: -1} | {name: i for i, name in enumerate(names)}
     if None in found: counts['unlabelled'] = found.count(None)
-    return Listing(files, np.array([number[name] for name in found], np.int64), names, dict(counts))
+    return Listing(files, np.array([number[name] for name in found], np.int64), names, dict(counts),
+                   passed)
 
-def _walk(folder):
-    "The images below the folder, and how much of which kind was passed over. Links to folders are not followed."
-    files, counts = [], Counter()
+_WHY = {'links': 'passed over: a link, which is not followed', 'not permitted': 'passed over: may not be read'}
+
+def _walk(folder, exclude):
+    "The images below the folder, and what was passed over. Links to folders are not followed."
+    kinds, waiting = {}, [folder] # not os.walk, which calls itself for each level
+    patterns = [re.compile(translate(pattern), re.I) for pattern in exclude]
+    def excluded(path): return any(p.match(name) for p in patterns
+                                   for name in (path.name, path.relative_to(folder).as_posix()))
     with _quiet():
-        for place, inner, outer in os.walk(folder, onerror=lambda e: counts.update(['not permitted'])):
-            kinds = {name: _kind(Path(place, name)) for name in [*inner, *outer]}
-            files += [Path(place, name) for name, kind in kinds.items() if kind == 'image']
-            counts.update(kind for kind in kinds.values() if kind not in ('image', 'folder'))
-            inner[:] = [name for name in inner if kinds[name] == 'folder']
-    return sorted(files, key=lambda f: os.fsencode(f.relative_to(folder).as_posix())), counts
+        while waiting:
+            place = waiting.pop()
+            try: inside = [place/name for name in os.listdir(place)]
+            except OSError: inside, kinds[place] = [], 'not permitted'
+            kinds |= {path: 'excluded' if excluded(path) else _kind(path) for path in inside}
+            waiting += [path for path in inside if kinds[path] == 'folder']
+    def order(path): return os.fsencode(path.relative_to(folder).as_posix())
+    found = {path: kinds[path] for path in sorted(kinds, key=order)}
+    passed = {path.relative_to(folder).as_posix(): _WHY[kind] for path, kind in found.items() if kind in _WHY}
+    counts = Counter(kind for kind in found.values() if kind not in ('image', 'folder'))
+    return [path for path, kind in found.items() if kind == 'image'], counts, passed
 
 def _kind(path):
     "'image', 'folder', or why it is passed over."
@@ -129,7 +164,7 @@ def _csv_labels(folder, files, table):
     known = {plain(f.relative_to(folder).as_posix()): i for i, f in enumerate(files)}
     found, lines = [None]*len(files), {}
     for line, file, label in _csv_lines(table):
-        name, at = plain(file), f"{table}, line {line}: {file!r}"
+        name, at = plain(file), f"{table}, line {line}: {file[:100]!r}{'...'*(len(file) > 100)}"
         if name not in known:
             raise ValueError(f"{at} {_why_unknown(folder, name, known)} Paths are relative to the folder of images; "
                              "correct the line or delete it.")
@@ -159,8 +194,9 @@ def _csv_lines(table):
 
 def _why_unknown(folder, name, known):
     path = Path(os.path.abspath(folder/name))
-    if path.is_relative_to(os.path.abspath(folder)) and path.exists():
-        return "is there, but was passed over (no image, hidden, or a link)."
+    try: there = path.is_relative_to(os.path.abspath(folder)) and path.exists()
+    except (OSError, ValueError): return "is no name that a file can have." # too long, or with a null byte
+    if there: return "is there, but was passed over (no image, hidden, a link, or excluded)."
     near = difflib.get_close_matches(name, known, n=1)
     return f"is not in {folder}." + (f" Did you mean {near[0]!r}?" if near else '')
 
@@ -177,50 +213,71 @@ class Decoded(NamedTuple):
     pixels: np.ndarray | None # uint8 (3, side, side), RGB; None if the file was skipped
     note: str # why it was skipped (kind, colon, reason), or what was odd about it; '' for a plain photo
 
+def pixel_sum(
+    pixels: np.ndarray, # uint8 (3, side, side), as `decode_image` gives them
+) -> str: # 32 hexadecimal digits
+    "By what a photo is known, whatever its file is called and wherever it lies."
+    return hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).hexdigest()
+
 def decode_image(
-    path: str | Path, # an image file
+    image: str | Path | Image.Image, # an image: a file, or one that is open
     side: int = 256, # S, side of the result in pixels, at least 16 (256 published, as the protocols' Resize)
     squeeze: bool = False, # True: the whole image, squeezed to a square (ours); False: its central square (published)
 ) -> Decoded:
     """Decode one image: upright, RGB, a square of `side` pixels.
 
-    Never raises for what is in the file; `ValueError` for a wrong `side`."""
+    Never raises for what is in the file; `ValueError` for a wrong `side`, and for what is neither path nor image."""
     _check_side(side)
-    with _quiet(): return _decode(Path(path), side, squeeze)
+    if not isinstance(image, (str, os.PathLike, Image.Image)): raise ValueError(
+        f"an image is a path or a PIL image, got {type(image).__name__}. An array becomes one by Image.fromarray.")
+    with _quiet(): return _decode(image if isinstance(image, Image.Image) else Path(image), side, squeeze)
 
 def _check_side(side):
     if isinstance(side, int) and side >= MIN_SIDE: return
     raise ValueError(f"side must be a whole number of pixels, at least {MIN_SIDE}, got {side!r}.")
 
-def _decode(path, side, squeeze):
-    try: return _read(path, side, squeeze)
-    except UnidentifiedImageError:
-        if path.suffix.lower() not in _FOREIGN: return Decoded(None, 'not an image: no format that Pillow reads')
-        return Decoded(None, f'no reader: Pillow alone cannot decode {path.suffix}; convert it to JPEG or PNG')
+def _decode(image, side, squeeze):
+    try:
+        if not isinstance(image, Image.Image): return _read(image, side, squeeze)
+        if _is_raw(image): raise _NoReader
+        return _squared(image, side, squeeze, [])
+    except (_NoReader, UnidentifiedImageError) as e:
+        if isinstance(e, _NoReader) or image.suffix.lower() in _FOREIGN: return Decoded(None, _no_reader(image))
+        return Decoded(None, 'not an image: no format that Pillow reads')
     except Image.DecompressionBombError: return Decoded(None, _TOO_LARGE)
     except MemoryError: return Decoded(None, 'too large: memory was not enough')
     except Exception as e: # damaged bytes raise nearly anything: OSError, SyntaxError, struct.error, KeyError, ...
         if isinstance(e, OSError) and e.errno: return Decoded(None, f'unreadable: {e.strerror}')
         return Decoded(None, f"broken: {' '.join(str(e).split()) or type(e).__name__}")
 
+def _no_reader(image):
+    path = Path(os.fsdecode(getattr(image, 'filename', image)))
+    what = 'its content (camera raw, HEIF or JPEG XL)' if _format(path) or not path.suffix else path.suffix
+    return f'no reader: Pillow alone cannot decode {what}; convert it to JPEG or PNG'
+
 def _read(path, side, squeeze):
     info, notes = path.stat(), []
     if not stat.S_ISREG(info.st_mode): return Decoded(None, 'unreadable: not a file')
     if not info.st_size: return Decoded(None, 'broken: empty file (0 bytes)')
     with _open(path) as im:
-        w, h = im.size
-        if w*h > MAX_PIXELS: return Decoded(None, _TOO_LARGE)
-        if min(w, h) < MIN_SIDE:
-            return Decoded(None, f'too small: {w}x{h} pixels, the shorter side must have {MIN_SIDE}')
         if getattr(im, 'is_animated', False) and im.format != 'MPO': # MPO: a telephone's JPEG with a preview behind it
             notes.append('animated or several pages: first one kept')
-        im.draft(None, (2*side, 2*side)) # does something for JPEG only
-        deep = any(';16' in str(tile.args) for tile in im.tile) # before the EXIF, for which a PNG may have to load
-        turned = _orientation(im)
-        im.load()
-        orientation = _orientation(im) # gone where Pillow has turned the image in load (TIFF)
-        if deep and im.mode[0] not in 'IF': notes.append('16-bit colour scaled to 8 bits') # Pillow keeps the upper byte
-        rgb = _as_rgb(im, notes)
+        return _squared(im, side, squeeze, notes, draft=True)
+
+def _squared(im, side, squeeze, notes, draft=False):
+    "An image of any kind that is open; with `draft` it may be changed."
+    w, h = im.size
+    if w*h > MAX_PIXELS: return Decoded(None, _TOO_LARGE)
+    if min(w, h) < MIN_SIDE:
+        return Decoded(None, f'too small: {w}x{h} pixels, the shorter side must have {MIN_SIDE}')
+    if draft: im.draft(None, (2*side, 2*side)) # does something for JPEG only
+    # before the EXIF, for which a PNG may have to load
+    deep = any(';16' in str(tile.args) for tile in getattr(im, 'tile', ()))
+    turned = _orientation(im)
+    im.load()
+    orientation = _orientation(im) # gone where Pillow has turned the image in load (TIFF)
+    if deep and im.mode[0] not in 'IF': notes.append('16-bit colour scaled to 8 bits') # Pillow keeps the upper byte
+    rgb = _as_rgb(im, notes)
     if turned in _UPRIGHT: notes.append('turned upright by EXIF')
     return Decoded(_square(rgb, side, orientation, squeeze), '; '.join(notes))
 
@@ -273,6 +330,7 @@ def write_photos(
     drop_duplicates: bool = True, # keep equal pixels once; False for a protocol that counts every file (ours)
     squeeze: bool = False, # whole images, squeezed to squares, as in `decode_image`
     scratch: str | Path | None = None, # folder of the unfinished file, on the disk of `out`; default: beside it
+    passed: dict[str, str] = {}, # what else the report shall name, and why, such as `Listing.passed`
 ) -> Written:
     """Decode all files into one array of any size; a few photos are in memory at a time. A killed run goes on.
 
@@ -298,7 +356,7 @@ def write_photos(
                 commit()
                 committed = time.monotonic()
     commit()
-    report = _report(out, done, name)
+    report = _report(out, done, name, passed)
     _finish(part, out, images[:row])
     state.unlink()
     if not row: raise ValueError(f"none of the {len(files):,} files could be decoded; the first: {name(0)}: "
@@ -310,7 +368,7 @@ def _in_order(pool, files, side, squeeze, ahead):
     "Yield (pixels, note, sum) for each file in order; at most `ahead` are under way."
     def work(file):
         pixels, note = _decode(file, side, squeeze)
-        return pixels, note, None if pixels is None else hashlib.blake2b(pixels, digest_size=16).hexdigest()
+        return pixels, note, None if pixels is None else pixel_sum(pixels)
     files, waiting = iter(files), deque()
     while True:
         waiting.extend(pool.submit(work, file) for file in itertools.islice(files, ahead - len(waiting)))
@@ -352,17 +410,18 @@ def _resume(part, state, fingerprint):
 def _reserve(part, n, side):
     "A new array with room for all photos, taken from the disk at once: a map on a full disk kills the process."
     part.unlink(missing_ok=True)
-    images = npy.open_memmap(part, 'w+', np.uint8, (n, 3, side, side))
-    free = shutil.disk_usage(part.parent).free
+    free, need = shutil.disk_usage(part.parent).free, n*3*side**2
     try:
-        if images.nbytes > free: raise OSError(errno.ENOSPC, '')
+        images = npy.open_memmap(part, 'w+', np.uint8, (n, 3, side, side))
+        if need > free: raise OSError(errno.ENOSPC, '')
         with open(part, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, part.stat().st_size)
     except AttributeError: pass # macOS has no such call
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT): return images # some file systems cannot reserve
-        part.unlink()
-        raise OSError(e.errno, f"the disk of {part.parent} is full: {n:,} photos need up to "
-                      f"{images.nbytes/2**20:,.1f} MiB at side {side}, and {free/2**20:,.1f} MiB are free. "
+        if e.errno not in FULL_DISK: return npy.open_memmap(part, 'r+') # some file systems cannot reserve
+        part.unlink(missing_ok=True)
+        why = 'takes no file of this size' if e.errno == errno.EFBIG else 'is full'
+        raise OSError(e.errno, f"the disk of {part.parent} {why}: {n:,} photos need up to "
+                      f"{need/2**20:,.1f} MiB at side {side}, and {free/2**20:,.1f} MiB are free. "
                       "Free some, choose another disk or a smaller side, and run again.") from None
     return images
 
@@ -375,18 +434,29 @@ def _finish(part, out, images):
         os.fsync(f.fileno())
     os.replace(part, out)
 
-def _report(out, done, name):
+def _report(out, done, name, passed):
     "A line for each file that was skipped or odd."
     report = out.with_name(f'{out.stem}_skipped.csv')
     with whole_file(report) as tmp, open(tmp, 'w', newline='', encoding='utf-8', errors='backslashreplace') as f:
         table = csv.writer(f) # a name need not be text
         table.writerow(['file', 'kept', 'reason'])
         table.writerows([name(i), 'yes' if digest else 'no', note] for i, (digest, note) in enumerate(done) if note)
+        table.writerows([file, 'no', why] for file, why in passed.items())
     return report
+
+def skipped_line(
+    report: str | Path, # the OUT_skipped.csv of `write_photos`
+) -> str: # '' if every file is used
+    "How many files were not used, and why, by kind."
+    with open(report, newline='', encoding='utf-8') as f:
+        kinds = Counter(row['reason'].partition(':')[0] for row in csv.DictReader(f) if row['kept'] == 'no')
+    if not kinds: return ''
+    return (f"{kinds.total():,} files are not used: {', '.join(f'{n:,} {kind}' for kind, n in kinds.most_common())}. "
+            f"{report} names them.")
 
 def _fingerprint(files, side, drop_duplicates, squeeze):
     "Of everything that decides the array."
-    deciding = _open, _decode, _read, _square, _as_rgb, _grey_as_rgb, _without_twins, write_photos
+    deciding = _open, _is_raw, _decode, _read, _squared, _square, _as_rgb, _grey_as_rgb, _without_twins, write_photos
     code = [inspect.getsource(f) for f in deciding]
     digest = hashlib.sha256(repr((code, PIL.__version__, MIN_SIDE, MAX_PIXELS, side, drop_duplicates)).encode())
     for file in files:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from .backbones import FeatureNet, build_encoder
 from .checkpoint import code_of, fingerprint
-from .core import Constants, generator_at, one_of, progress
+from .core import Constants, disk_advice, generator_at, one_of, progress
 from .encoder import Encoder, embed
 from .evaluation import ranking
 from .images import Augment, PhotoAugment, as_input
@@ -132,7 +132,8 @@ def store_features(
     scratch: str | Path | None = None, # folder of the unfinished file, on the disk of `file`; None: beside it
     block: int = 32, # images at a time
 ):
-    "Compute features once. A killed run goes on. `ValueError` if some are not finite; errors of the backbone."
+    """Compute features once. A killed run goes on. `ValueError` if some are not finite, `OSError` for a full disk,
+    errors of the backbone."""
     if views < 0: raise ValueError(f"views must be 0 or more, got {views}.")
     file, F = Path(file), encoder.backbone.out_features
     key = fingerprint(code_of('backbones'), inspect.getsource(store_features), encoder.crop, encoder.mixed, views, seed,
@@ -151,7 +152,7 @@ def store_features(
             seen.append(encoder.features(torch.cat(drawn)).unflatten(0, (len(x), views)))
         return torch.cat(seen, 1).half().cpu()
     encoder.eval()
-    with open(part, 'ab') as f:
+    with disk_advice(file), open(part, 'ab') as f:
         done = max(0, f.tell() - begin)//(row*block)*block # a block that was torn is computed anew
         f.truncate(begin + row*done if f.tell() >= begin else 0)
         if f.tell() < begin: f.write(header.getvalue())

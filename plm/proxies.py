@@ -7,14 +7,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import check_embeddings, generator_at
+from .core import Wide, check_embeddings, generator_at
 from .manifold import Pieces
 
 # %% auto #0
 __all__ = ['Proxies']
 
 # %% ../nbs/06_proxies.ipynb #1cf29639
-class Proxies(nn.Module):
+class Proxies(Wide):
     "Learnable locations, each with an orthonormal basis of its neighbourhood (PLM; docs/method.md, section 5)."
     def __init__(self,
         n: int = 100, # N_ρ, number of proxies (published: a plateau from 100 to 500)

@@ -4,7 +4,7 @@
 
 # %% ../nbs/30_search.ipynb #b965f3a3
 from __future__ import annotations
-import csv, io, json, math, os, sys, tempfile
+import csv, hashlib, io, json, math, os, shlex, sys
 from pathlib import Path
 from typing import NamedTuple
 import faiss, numpy as np, torch
@@ -13,16 +13,17 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from .backbones import FeatureNet, forward_seconds, join_frozen
 from .checkpoint import load_state, save_state
-from .core import (Constants, check_embeddings, format_bytes, format_seconds, pick_device, read_constants,
+from .core import (Constants, check_embeddings, format_bytes, format_seconds, pick_device, progress, read_constants,
                       whole_file)
 from .encoder import Encoder, embed
 from .methods import PLM, PLMConstants
 from .params import read_yaml
-from .photos import decode_image, list_images
+from .photos import decode_image, list_images, pixel_sum
 from .plots import thumbnails
 from .pretraining import new_encoder
 from .report import data_url, render
 from .training import TrainConstants
+from .transfer import file_digest
 
 # %% auto #0
 __all__ = ['FLAT_UP_TO', 'Chosen', 'choose_photos', 'chosen_photos', 'PhotosConstants', 'load_photos', 'batch_for',
@@ -35,13 +36,16 @@ class Chosen(NamedTuple):
     names: list[str] # in the order of `plm.photos.list_images`
     labels: list[str | None] | None # a label or None for each; None if nothing tells labels
     labels_csv: str | None # full path of the file that told the labels; None: the subfolders did
+    exclude: list[str] = [] # patterns of what is left out
+    passed: dict[str, str] = {} # links and what may not be read, and why it was passed over
 
     def save(self,
         to: str | Path = 'runs/photos', # gets listing.json and labels.json
     ):
         "Write the choice. The same photos give the same bytes."
         states = [os.stat(os.path.join(self.folder, name)) for name in self.names]
-        listing = dict(folder=self.folder, names=self.names, states=[(s.st_size, s.st_mtime_ns) for s in states])
+        listing = dict(folder=self.folder, names=self.names, states=[(s.st_size, s.st_mtime_ns) for s in states],
+                       exclude=self.exclude, passed=self.passed)
         labels = dict(labels=self.labels, labels_csv=self.labels_csv)
         for name, content in dict(listing=listing, labels=labels).items(): # as ASCII, since a name need not be text
             with whole_file(Path(to)/f'{name}.json') as tmp: tmp.write_text(json.dumps(content, indent=0))
@@ -49,12 +53,14 @@ class Chosen(NamedTuple):
 def choose_photos(
     folder: str | Path, # searched with all its subfolders
     labels_csv: str | Path | None = None, # a CSV with columns `file` and `label`; None: the subfolders tell, if two do
+    exclude: list[str] = (), # patterns of what is left out, as in `list_images`
 ) -> Chosen:
     "List a folder for the pipeline. Errors as in `plm.photos.list_images`."
     folder, labels_csv = (os.path.abspath(os.path.expanduser(path)) if path else None for path in (folder, labels_csv))
-    found = list_images(folder, labels_csv)
+    found = list_images(folder, labels_csv, exclude)
     labels = None if found.labels is None else [found.names[i] if i >= 0 else None for i in found.labels]
-    return Chosen(folder, [file.relative_to(folder).as_posix() for file in found.files], labels, labels_csv)
+    names = [file.relative_to(folder).as_posix() for file in found.files]
+    return Chosen(folder, names, labels, labels_csv, list(exclude), found.passed)
 
 def chosen_photos(
     to: str | Path = 'runs/photos', # where `Chosen.save` wrote
@@ -63,7 +69,8 @@ def chosen_photos(
     try: listing, labels = (json.loads((Path(to)/f'{name}.json').read_text()) for name in ('listing', 'labels'))
     except FileNotFoundError:
         raise FileNotFoundError("no photos have been chosen yet. Run: make photos FOLDER=/my/photos") from None
-    return Chosen(listing['folder'], listing['names'], **labels)
+    del listing['states']
+    return Chosen(**listing, **labels)
 
 # %% ../nbs/30_search.ipynb #5d63d03e
 class PhotosConstants(Constants):
@@ -124,13 +131,15 @@ def begin_photos(
     labels_csv: str = '', # a CSV of labels; '': subfolders, or without a folder those of the last time
     params: str | Path = 'pipelines/photos/params.yaml', # the constants
     to: str | Path = 'runs/photos', # where the choice is kept
+    exclude: str = '', # patterns of what is left out, as a shell splits them; '': none, or those of the last time
 ):
     "List the photos and say what is coming; ends the program with one line if something is wrong."
     try:
         if not folder:
             last = chosen_photos(to)
             folder, labels_csv = last.folder, labels_csv or last.labels_csv
-        chosen, p = choose_photos(folder, labels_csv), load_photos(params)
+            exclude = exclude or shlex.join(last.exclude)
+        chosen, p = choose_photos(folder, labels_csv, shlex.split(exclude)), load_photos(params)
         n, device = len(chosen.names), pick_device(p.device)
         train = batch_for(p, n)
         seconds = training_seconds(new_encoder(train, begin=True).to(device), p, n)
@@ -172,6 +181,24 @@ def photos_encoder(
     if not frozen: return encoder
     return join_frozen(encoder, Encoder(lambda: FeatureNet(encoder.backbone.out_features), train.dim))
 
+_FILES = 'encoder.pt', 'files.csv', 'embeddings.npy', 'index.faiss'
+
+def _own(made): return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+def _checked(folder):
+    "What search.json says, if it and all files that it names are as they were written, in one go."
+    again = 'Make the search again: make photos'
+    try:
+        made = json.loads((folder/'search.json').read_text())
+        whole = made.pop('sum') == _own(made)
+    except (ValueError, KeyError, AttributeError, TypeError): whole = False # no JSON, or none of ours
+    if not whole: raise ValueError(f"{folder/'search.json'} is damaged, or of another version. {again}")
+    for name, expected in made['sums'].items():
+        if not (folder/name).exists(): raise FileNotFoundError(f"{folder/name} is missing. {again}")
+        if file_digest(folder/name) != expected: raise ValueError(
+            f"{folder/name} is damaged, or was not saved together with the other files there. {again}")
+    return made
+
 class Search:
     "Photos found by likeness: the trained encoder, the photos' embeddings, and a FAISS index of them."
     def __init__(self,
@@ -179,35 +206,34 @@ class Search:
         train: TrainConstants, # that describe it
         side: int, # of the stored squares, in pixels
         files: list[str], # N names, relative to the folder of photos
+        sums: list[str], # N sums of their pixels, as `plm.photos.pixel_sum` gives them
         z: Tensor, # (N, d) their embeddings
         index: faiss.Index | None = None, # of these embeddings; None: built here
     ):
-        if len(files) != len(z):
-            raise ValueError(f"there are {len(files)} names for {len(z)} embeddings: give one each.")
+        if not len(files) == len(sums) == len(z):
+            raise ValueError(f"there are {len(files)} names, {len(sums)} sums and {len(z)} embeddings: give one each.")
+        check_embeddings(z)
         self.encoder, self.train, self.side, self.files = encoder.eval(), train, side, list(files)
-        self.z, self.index = z.cpu(), build_index(z) if index is None else index
+        self.sums, self.z, self.index = list(sums), z.cpu(), build_index(z) if index is None else index
 
     @classmethod
     def load(cls,
         folder: str | Path = 'results/photos', # written by `save`, or by `make photos`
         device: str = 'auto', # for new photos
     ) -> Search:
-        "Read what `save` wrote. `FileNotFoundError` if it is not there, `ValueError` if files do not belong together."
+        "Read what `save` wrote. `FileNotFoundError` if a file lacks, `ValueError` if one is not as it was written."
         folder = Path(folder)
         if not (folder/'search.json').exists():
             raise FileNotFoundError(f"there is no search in {folder}. Make it: make photos FOLDER=/my/photos")
-        made = json.loads((folder/'search.json').read_text())
+        made = _checked(folder)
         train = TrainConstants(**made['train'])
         encoder = photos_encoder(train, made['frozen'])
-        encoder.load_state_dict(load_state(folder/'encoder.pt'))
+        encoder.load_state_dict(load_state(folder/'encoder.pt', maker='make photos'))
         with open(folder/'files.csv', newline='', encoding='utf-8', errors='surrogateescape') as f:
-            files = [row['file'] for row in csv.DictReader(f)]
+            files, sums = zip(*((row['file'], row['sum']) for row in csv.DictReader(f)))
         index = faiss.read_index(os.fspath(folder/'index.faiss'))
         z = torch.from_numpy(np.load(folder/'embeddings.npy', allow_pickle=False))
-        if not len(files) == len(z) == index.ntotal:
-            raise ValueError(f"{folder} holds {len(files)} names, {len(z)} embeddings and an index of {index.ntotal}: "
-                             "they are of different runs. Make it again: make photos")
-        return cls(encoder.to(pick_device(device)), train, made['side'], files, z, index)
+        return cls(encoder.to(pick_device(device)), train, made['side'], files, sums, z, index)
 
     def save(self,
         folder: str | Path, # made if missing; gets search.json, encoder.pt, files.csv, embeddings.npy, index.faiss
@@ -217,24 +243,25 @@ class Search:
         save_state({name: v.cpu() for name, v in self.encoder.state_dict().items()}, folder/'encoder.pt')
         with (whole_file(folder/'files.csv') as tmp,
               open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f): # a name need not be text
-            csv.writer(f).writerows([['file'], *([name] for name in self.files)])
+            csv.writer(f).writerows([['file', 'sum'], *zip(self.files, self.sums)])
         with whole_file(folder/'embeddings.npy') as tmp, open(tmp, 'wb') as f: np.save(f, self.z.numpy())
-        with whole_file(folder/'index.faiss') as tmp: faiss.write_index(self.index, os.fspath(tmp))
-        with whole_file(folder/'search.json') as tmp:
-            tmp.write_text(json.dumps(dict(side=self.side, frozen=frozen, train=self.train.model_dump()), indent=1))
+        with whole_file(folder/'index.faiss') as tmp: tmp.write_bytes(faiss.serialize_index(self.index).tobytes())
+        made = dict(side=self.side, frozen=frozen, train=self.train.model_dump(),
+                    sums={name: file_digest(folder/name) for name in _FILES})
+        with whole_file(folder/'search.json') as tmp: tmp.write_text(json.dumps(made | dict(sum=_own(made)), indent=1))
 
     def embed(self,
         image: str | Path | Image.Image, # a file, or an image that is open
     ) -> Tensor: # (1, d)
         "The embedding of a new photo. `ValueError` if it cannot be decoded, with the reason."
-        with tempfile.TemporaryDirectory() as folder:
-            file = image
-            if isinstance(image, Image.Image): # through a file, so that there is one way to decode
-                file, modes = f'{folder}/image.png', ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I', 'I;16') # of PNG
-                (image if image.mode in modes else image.convert('RGB')).save(file, exif=image.getexif())
-            pixels, note = decode_image(file, self.side)
+        return self._embed(self._pixels(image))
+
+    def _pixels(self, image):
+        pixels, note = decode_image(image, self.side)
         if pixels is None: raise ValueError(f"{image} cannot be searched for: {note}.")
-        return embed(self.encoder, torch.from_numpy(pixels)[None]).cpu()
+        return pixels
+
+    def _embed(self, pixels): return embed(self.encoder, torch.from_numpy(pixels)[None]).cpu()
 
     def find(self,
         image: str | Path | Image.Image, # a new photo: a file, or an image that is open
@@ -244,10 +271,11 @@ class Search:
         return self._near(self.embed(image), k)
 
     def neighbours(self,
-        photo: str | int, # one of the photos, by its name in `files` or its row
+        photo: str | Path | int, # one of the photos, by its name in `files` or its row
         k: int = 10, # how many; all others, if there are fewer
     ) -> tuple[list[str], np.ndarray]: # names, nearest first, and distances (k,), 0 to 2
         "The photos most like one of them, itself left out. `ValueError` for a name that is not there."
+        if isinstance(photo, Path): photo = photo.as_posix()
         if isinstance(photo, str) and photo not in self.files:
             raise ValueError(f"{photo!r} is not among the {len(self.files):,} photos: they have names such as "
                              f"{self.files[0]!r}. For a new photo: find.")
@@ -263,27 +291,39 @@ class Search:
     def near_duplicates(self,
         distance: float = 0.2, # largest distance of a pair, 0 to 2 (ours)
     ) -> list[tuple[str, str, float]]: # two names and their distance, nearest first
-        "Pairs of photos that are nearly the same."
-        ends, d2, rows = self.index.range_search(self.z.numpy(), distance**2)
-        first = np.repeat(np.arange(len(self.files)), np.diff(ends.astype(np.int64)))
-        pairs = sorted(zip(np.sqrt(d2.clip(0)).tolist(), first.tolist(), rows.tolist()))
-        return [(self.files[i], self.files[j], d) for d, i, j in pairs if i < j]
+        """Photos that are nearly the same: each with the one that is nearest to it, so at most as many pairs as photos.
+        (All pairs within a crowd of N would be N²/2.) Costs as much as searching for each photo."""
+        pairs = {}
+        for part in progress(torch.arange(len(self.files)).split(1024), 'near duplicates'):
+            d2, near = self.index.search(self.z[part].numpy(), min(2, len(self.files)))
+            for i, lengths, rows in zip(part.tolist(), d2.clip(0)**0.5, near.tolist()):
+                d, j = next(((d, j) for d, j in zip(lengths.tolist(), rows) if j not in (i, -1)), (math.inf, i))
+                if d <= distance: pairs[min(i, j), max(i, j)] = d
+        return [(self.files[i], self.files[j], d) for d, (i, j) in sorted((d, pair) for pair, d in pairs.items())]
 
     def add(self,
         files: list[str | Path], # new photos
     ) -> dict[str, str]: # the files that were not added, and why; odd ones that were added are not listed
-        "Put new photos into the search, by their full path. The encoder is not trained on them; `save` keeps them."
+        """Put new photos into the search, by their full path. The encoder is not trained on them; `save` keeps them.
+        A photo is new if no other has its pixels, whatever the paths."""
         if isinstance(files, (str, Path)):
             raise ValueError(f"files must be a list of paths, got the one path {str(files)!r}.")
-        skipped = {}
-        for file in (os.fspath(Path(f).absolute()) for f in files):
+        skipped, known, names, new = {}, dict(zip(self.sums, self.files)), set(self.files), []
+        for file in progress([os.fspath(Path(f).absolute()) for f in files], 'new photos'):
             try:
-                if file in self.files: raise ValueError('already there')
-                z = self.embed(file)
+                pixels = self._pixels(file)
+                if (name := known.get(pixel_sum(pixels))) is not None: raise ValueError(f'already there, as {name}')
+                if file in names: raise ValueError('another photo of this path is already there: rename the file')
+                z = self._embed(pixels)
             except ValueError as e: skipped[file] = str(e)
             else:
-                self.index.add(z.numpy())
-                self.z, self.files = torch.cat([self.z, z]), [*self.files, file]
+                new.append((file, pixel_sum(pixels), z))
+                names.add(file)
+                known[new[-1][1]] = file
+        if new: # at once, because each joining copies all embeddings
+            files, sums, z = zip(*new)
+            self.index.add(torch.cat(z).numpy())
+            self.z, self.files, self.sums = torch.cat([self.z, *z]), [*self.files, *files], [*self.sums, *sums]
         return skipped
 
 # %% ../nbs/30_search.ipynb #d51a53a8

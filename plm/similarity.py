@@ -6,6 +6,7 @@
 from __future__ import annotations
 import torch
 from torch import Tensor
+from .core import full_precision
 from .manifold import Pieces
 
 # %% auto #0
@@ -21,11 +22,14 @@ class Similarity:
         raise NotImplementedError(f"{type(self).__name__} must define directed(self, pieces, others).")
 
     @torch.no_grad() # an estimate: nothing is trained through it
+    @full_precision
     def __call__(self,
         a: Pieces, # A points with pieces
         b: Pieces | None = None, # B others, such as proxies; None: the same
     ) -> Tensor: # (A, B) from 0 to 1, no gradient; of points with themselves symmetric, with ones on the diagonal
-        "How alike all pairs are: the mean of both directions (docs/method.md, section 4)."
+        "How alike all pairs are: the mean of both directions (docs/method.md, section 4). `ValueError` for no pieces."
+        if not all(isinstance(p, Pieces) for p in (a, *([] if b is None else [b]))): raise ValueError(
+            "a similarity compares pieces. Embeddings get them by PiecewiseLinearManifold()(t), proxies by proxies().")
         if b is not None: return (self.directed(a, b) + self.directed(b, a).T)/2
         s = self.directed(a, a)
         return ((s + s.T)/2).fill_diagonal_(1)

@@ -174,12 +174,17 @@ def _train_epoch(method, images, batches, augment, opt, schedule, g, bar):
         opt.step()
         schedule.step()
         method.after_step()
-        for name, term in {'loss': loss, **terms}.items(): totals[name] = totals.get(name, 0) + term.detach()
+        for name, term in {'loss': loss, **terms}.items(): # a sum of many steps stands still in 16 bits
+            totals[name] = totals.get(name, 0) + term.detach().to(torch.promote_types(term.dtype, torch.float32))
         bar.update()
     return {name: float(total)/len(batches) for name, total in totals.items()}
 
-def _check_batches(n, batch_size):
-    "`ValueError` if the images do not fill a batch, or if processes cannot share one."
+def _check(method, n, batch_size):
+    "`ValueError` for weights of 16 bits, if the images do not fill a batch, or if processes cannot share one."
+    for name, p in method.named_parameters():
+        if p.requires_grad and p.itemsize < 4: raise ValueError(
+            f"{name} is {p.dtype}: small steps would be rounded to nothing. Train weights of 32 bits; for speed set "
+            "train.precision to bf16, which computes in 16 bits and keeps the weights.")
     if n < batch_size:
         raise ValueError(f"there are {n} train images, fewer than train.batch_size = {batch_size}. "
                          "Lower train.batch_size, or give it more images.")
@@ -198,10 +203,11 @@ def fit(
     run: Run, # seed, what all methods share, learning rate, ...
     eval_fn=dict, # called without arguments, before training and after each epoch; returns a dict for the log
 ) -> list[dict]: # a row per epoch, from 0 (before training): epoch, images_seen, loss, terms, and what is evaluated
-    """Train a method; go on where this run was interrupted. `ValueError` for too few images, or if several processes do
-    not begin alike; `FloatingPointError` if the loss is not finite, `MemoryError` for too large a batch."""
+    """Train a method; go on where this run was interrupted. `ValueError` for too few images, weights of 16 bits, or if
+    several processes do not begin alike; `FloatingPointError` if the loss is not finite, `MemoryError` for too large a
+    batch."""
     train, seed = run.train, run.seed
-    _check_batches(len(images), train.batch_size)
+    _check(method, len(images), train.batch_size)
     sync_batchnorm(method)
     file = run.file(method, images)
     with memory_advice(train):

@@ -8,7 +8,7 @@ import errno, gzip, hashlib, http.client, lzma, math, os, re, shutil, stat, stru
 import urllib.error, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
-from .core import progress
+from .core import FULL_DISK, progress
 try: import fcntl
 except ImportError: fcntl = None # Windows
 
@@ -85,7 +85,6 @@ def _answer(url, start, tag):
         raise ConnectionError(f"{url}: the connection was cut after {start + got} of {size} bytes.")
 
 # %% ../nbs/14_transfer.ipynb #6c72c07c
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) # the disk, this user's share, the size that a file may have
 _BLOCKED = (errno.ENOTDIR, errno.EEXIST) # a file where a folder should be
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -96,10 +95,10 @@ def _writing(what, folder):
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as e:
-        if e.errno not in _FULL + _BLOCKED + _DENIED: raise # such as the network's, which carry no number here
+        if e.errno not in FULL_DISK + _BLOCKED + _DENIED: raise # such as the network's, which carry no number here
         why = 'a file is in the way' if e.errno in _BLOCKED else e.strerror
         where = f'{folder}: {why} ({e.filename})' if e.filename else f'{folder}: {why}'
-        cure = 'Free some space, or choose another folder' if e.errno in _FULL else \
+        cure = 'Free some space, or choose another folder' if e.errno in FULL_DISK else \
             'Choose another folder, or have this one made writable'
         raise OSError(e.errno, f"{what} cannot be written to {where}. {cure}; then run again.") from e
 
@@ -211,10 +210,12 @@ def _members(file, folder):
 def safe_name(
     name: str, # a path inside a folder, as a stranger's file gives it
 ) -> str: # `name`
-    "Check that a path stays in its folder, on any system (backslashes and drive letters count); `ValueError` if not."
+    """Check that a path stays in its folder, on any system (backslashes and drive letters count), and lies at most
+    100 folders deep (ours); `ValueError` if not."""
     steps = name.replace('\\', '/').split('/')
     if not steps[0] or '..' in steps or '\0' in name or re.match('[A-Za-z]:', name):
         raise ValueError(f"the path {name!r} leads out of its folder")
+    if len(steps) > 101: raise ValueError(f"the path {name[:40]!r}... lies {len(steps) - 1:,} folders deep")
     return name
 
 def unpack(

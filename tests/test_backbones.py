@@ -7,6 +7,7 @@ from torchvision import models
 from plm import backbones
 from plm.backbones import BACKBONES, build_encoder, fetch_weights
 from plm.core import generator_at
+from plm.checkpoint import save_state
 from plm.encoder import ConvNet, Encoder, MomentumEncoder, embed
 
 
@@ -347,6 +348,10 @@ class Runs:
     (lambda s: {k: v for k, v in s.items() if k != '0.weight'}, r'does not fit convnet: it lacks 0\.weight\.'),
     (lambda s: s | {'extra': torch.zeros(1)}, 'has, unexpectedly, extra'),
     (lambda s: {}, 'holds no state dict'), (lambda s: [1], 'holds no state dict'),
+    (lambda s: {3: torch.ones(1), **s}, 'names that are no text'),
+    (lambda s: {k: v.to('meta') for k, v in s.items()}, r'tensors without values \(on meta\)'),
+    (lambda s: s | {'0.weight': s['0.weight']/0}, '0.weight has NaN or infinite values'),
+    (lambda s: s | {'1.running_var': s['1.running_var']*torch.nan}, '1.running_var has NaN or infinite values'),
     (lambda s: {'state': s}, 'holds no state dict'), (lambda s: Runs(), 'holds code .never run'),
     (None, 'is no file of tensors')])
 def test_files_that_are_no_weights(tmp_path, monkeypatch, content, words):
@@ -355,6 +360,15 @@ def test_files_that_are_no_weights(tmp_path, monkeypatch, content, words):
     else: torch.save(content(ConvNet().state_dict()), 'w.pth')
     with pytest.raises(ValueError, match=f'w.pth.*{words}'): build_encoder(weights='w.pth')
     assert not Path('ran').exists()
+
+
+def test_our_own_weights_are_held_to_their_sum(tmp_path):
+    save_state(build_encoder(dim=4).state_dict(), tmp_path/'own.pt')
+    data = bytearray((tmp_path/'own.pt').read_bytes())
+    build_encoder(weights=str(tmp_path/'own.pt'))
+    data[len(data)//2] ^= 1
+    (tmp_path/'own.pt').write_bytes(data)
+    with pytest.raises(ValueError, match=r'own\.pt is damaged'): build_encoder(weights=str(tmp_path/'own.pt'))
 
 
 def test_files_that_are_not_there():
@@ -369,5 +383,5 @@ def test_files_that_are_not_there():
 def test_a_missing_package_is_named(monkeypatch, module, make, extra):
     def absent(name): raise ModuleNotFoundError(name=name)
     monkeypatch.setattr(backbones.importlib, 'import_module', absent)
-    words = rf"{module.replace('_', '-')}.*pip install 'plm\[{extra}\]'"
+    words = rf"{module.replace('_', '-')}.*pip install 'plm-metric\[{extra}\]'"
     with pytest.raises(ModuleNotFoundError, match=words): make()

@@ -5,8 +5,8 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 import plm
 from plm import checkpoint
-from plm.checkpoint import code_of, fingerprint, is_full_memory, load_state, save_state
-from plm.core import Constants, generator_at
+from plm.checkpoint import code_of, fingerprint, is_full_memory, load_state, save_state, sum_fits
+from plm.core import Constants, generator_at, whole_file
 
 STATE = {'parts': [{'w': torch.arange(6.).view(2, 3), 'n': torch.tensor(3)}, {'lr': 0.1, 'betas': (0.9, 0.99)}],
          'log': [{'epoch': 0}, {'epoch': 1, 'name': 'é'}]}
@@ -52,8 +52,9 @@ class Sly:
 
 def test_a_state_cannot_run_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({'w': Sly()}, 'a.pt')
-    with pytest.raises(ValueError, match=r'a\.pt cannot be read'): load_state('a.pt')
+    for save in (torch.save, save_state):
+        save({'w': Sly()}, 'a.pt')
+        with pytest.raises(ValueError, match=r'a\.pt cannot be read'): load_state('a.pt')
     assert not (tmp_path/'sly').exists()
 
 
@@ -61,8 +62,33 @@ def test_a_state_cannot_run_code(tmp_path, monkeypatch):
 def test_a_damaged_state_is_named(damage, tmp_path):
     save_state(STATE, tmp_path/'a.pt')
     (tmp_path/'a.pt').write_bytes(damage((tmp_path/'a.pt').read_bytes()))
+    assert sum_fits(tmp_path/'a.pt') is None
     with pytest.raises(ValueError, match=r'a\.pt cannot be read as a saved state.*Delete it.*dvc repro'):
         load_state(tmp_path/'a.pt')
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    "Neither in the weights, nor in names, nor in the sum itself."
+    save_state(STATE, tmp_path/'a.pt')
+    assert sum_fits(tmp_path/'a.pt')
+    whole, g = (tmp_path/'a.pt').read_bytes(), generator_at('flips')
+    places = {*torch.randint(len(whole), (150,), generator=g).tolist(), *range(len(whole) - 90, len(whole))}
+    for place in places:
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        (tmp_path/'a.pt').write_bytes(data)
+        with pytest.raises(ValueError, match='cannot be read as a saved state: it is damaged'):
+            load_state(tmp_path/'a.pt')
+
+
+def test_a_full_disk_is_named_whatever_is_written(tmp_path):
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        words = r'a\.csv could not be written: the disk is full, or .*MB are free. Make'
+        with pytest.raises(OSError, match=words) as e:
+            with whole_file(tmp_path/'a.csv'): raise OSError(number, 'no')
+        assert e.value.errno == number and not list(tmp_path.iterdir())
+    with pytest.raises(PermissionError, match='^.Errno 13. no$'), whole_file(tmp_path/'a.csv'):
+        raise OSError(errno.EACCES, 'no')
 
 
 def test_a_state_that_is_not_there(tmp_path):

@@ -5,6 +5,8 @@ import pytest, torch
 import ranks
 from plm.distributed import (all_gather, all_reduce_gradients, broadcast, divide, own_rows, rank, spawn, sync_batchnorm,
                              world_size)
+from plm.evaluation import ranking, retrieval_metrics
+from plm.sampling import nearest_neighbors
 
 
 # so that processes can import `ranks`
@@ -85,6 +87,14 @@ def test_all_processes_keep_the_embeddings_of_the_whole_batch(started):
     moved = (one - begun).norm(dim=1)
     assert same and (moved > 0.02).sum() > 30 # of 50 images; a process draws at most 24 rows of two epochs by itself
     torch.testing.assert_close(several, one, rtol=0, atol=2e-3)
+
+
+def test_processes_that_evaluate_their_own_rows_get_their_own_figures_and_wait_for_nobody(tmp_path):
+    z, labels = ranks.crowd(90), torch.arange(90) % 9
+    for r, (metrics, *near) in spawn(ranks.own_shards, 2, tmp_path).items():
+        mine = slice(45*r, 45*r + 45)
+        assert metrics == pytest.approx(retrieval_metrics(z[mine], labels[mine]), abs=1e-12)
+        for found, search in zip(near, (ranking, nearest_neighbors)): assert torch.equal(found, search(z[mine], 3))
 
 
 @pytest.fixture(scope='module')

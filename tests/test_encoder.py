@@ -246,3 +246,13 @@ def test_what_is_shared_takes_one_step(dtype, move):
     for _ in range(3): phi.update(theta)
     for t in phi.state_dict().values(): torch.testing.assert_close(t.float(), torch.full((3,), 1 - 0.9**3))
     assert phi.encoder.a.w is phi.encoder.b.w
+
+
+@pytest.mark.parametrize('change', [lambda e: setattr(e, 'more', nn.Parameter(torch.ones(1))),
+                                    lambda e: delattr(e, 'w'), lambda e: setattr(e, 'w', nn.Parameter(torch.zeros(1)))])
+def test_an_encoder_that_has_changed_is_not_averaged(change):
+    theta = Jump()
+    phi = MomentumEncoder(theta, 0.9)
+    change(theta)
+    with pytest.raises(ValueError, match=r'(more|w) of the encoder was added, removed or resized'): phi.update(theta)
+    assert torch.equal(phi.encoder.w, torch.zeros(3)) and torch.equal(phi.encoder.mean, torch.zeros(3))

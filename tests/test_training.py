@@ -88,3 +88,14 @@ def test_a_full_memory_is_named_and_other_errors_stay():
         with memory_advice(TRAIN): raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
     with pytest.raises(RuntimeError, match='shapes'):
         with memory_advice(TRAIN): raise RuntimeError('shapes do not fit')
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_are_not_trained_and_means_of_16_bits_are_not_summed(dtype, tmp_path):
+    run = Run('pull', TRAIN, 1e-3, scratch=tmp_path)
+    with pytest.raises(ValueError, match='encoder.backbone.0.weight is torch.*set train.precision to bf16'):
+        fit(Pull(Encoder(dim=8).to(dtype), Constants()), IMAGES, run)
+    class Large(Pull):
+        def step(self, *args): return {'pull': super().step(*args)['pull'], 'large': torch.tensor(40_000., dtype=dtype)}
+    large = fit(Large(Encoder(dim=8), Constants()), IMAGES, run)[1]['large'] # two steps: 80,000 is no half float
+    assert large == pytest.approx(40_000, rel=2e-3)

@@ -423,6 +423,20 @@ def test_a_zip_that_lies_about_its_sizes(tmp_path):
     assert sum(p.stat().st_size for p in (tmp_path/'in').iterdir()) <= 10
 
 
+@pytest.mark.parametrize('depth, good', [(99, True), (1900, False)])
+@pytest.mark.parametrize('kind', ['zip', 'tar'])
+def test_archives_are_not_unpacked_however_deep(tmp_path, kind, depth, good):
+    name = 'd/'*depth + 'a.txt'
+    if kind == 'zip':
+        with zipfile.ZipFile(tmp_path/'a', 'w') as z: z.writestr(name, '1')
+    else:
+        with tarfile.open(tmp_path/'a', 'w') as t: t.addfile(tarfile.TarInfo(name))
+    if good: assert (unpack(tmp_path/'a', tmp_path/'in')/name).exists()
+    else:
+        with pytest.raises(ValueError, match=r'was not unpacked: the path .* lies 1,900 folders deep'):
+            unpack(tmp_path/'a', tmp_path/'in')
+
+
 def test_an_encrypted_zip_asks_for_its_password(tmp_path):
     write_zip(tmp_path/'z.zip', {'secret.jpg': b'1234'})
     data = bytearray((tmp_path/'z.zip').read_bytes())

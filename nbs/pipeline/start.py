@@ -3,11 +3,11 @@
 It starts a second sooner than papermill's own command. Its error is one line instead of eighty; the traceback is in the
 executed copy. The copy is the same to the byte whenever the stage computes the same, so dvc.lock stays as it is.
 """
-import os, re, sys
+import os, re, sys, threading, time
 from pathlib import Path
 # a grammar of internet addresses that comes with JupyterLab, takes a second to import, and checks nothing in a notebook
 sys.modules['rfc3987_syntax'] = None
-import nbformat
+import nbformat, psutil
 from nbclient.exceptions import DeadKernelError
 from papermill.cli import papermill
 from papermill.exceptions import PapermillExecutionError
@@ -17,8 +17,6 @@ KERNEL = { # of the kernel's environment
     # glibc keeps freed memory; else Linux clears each large activation anew, a quarter of a GoogLeNet step on a CPU
     'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**40),
 }
-KILLED = ('The process of the notebook was killed; most often memory had run out. '
-          'Lower train.batch_size or train.crop, then give the same command again: finished epochs are kept.')
 
 
 def lasting(outputs):
@@ -48,13 +46,41 @@ def save(
     part.replace(file)
 
 
+def memory_kills():
+    "How many processes this machine has ended because memory had run out; None if it does not count them."
+    try: return int(re.search(r'^oom_kill (\d+)$', Path('/proc/vmstat').read_text(), re.M)[1])
+    except (OSError, TypeError): return None
+
+
+def killed(notebook, before):
+    "What to do about a notebook whose process is gone."
+    trains = re.search('train|ablate|comparison_c', Path(notebook).stem)
+    why = {before: 'from outside (the system counts no lack of memory)', None: 'by hand, or because memory had run out'}
+    less = 'lower train.batch_size or train.crop' if trains else 'close what else is running'
+    return (f"The process of {notebook} was killed {why.get(memory_kills(), f'because memory had run out: {less}')}. "
+            f"Give the same command again{'; finished epochs are kept' if trains else ''}.")
+
+
+def end_with(pids):
+    "When one of these processes ends, however that ends, end the notebook and this process: nobody waits for them."
+    def follow():
+        while all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in watched): time.sleep(0.5)
+        for p in psutil.Process().children(recursive=True): p.kill()
+        os._exit(1)
+    try: watched = [psutil.Process(pid) for pid in pids if pid] # 0: in a container, this is the first process
+    except psutil.NoSuchProcess: os._exit(1)
+    threading.Thread(target=follow, daemon=True).start()
+
+
 def main():
+    end_with([int(os.environ.get('PLM_ALONE', os.getppid())), os.getppid()])
     copy = Path(sys.argv[2])
     copy.parent.mkdir(parents=True, exist_ok=True)
     os.environ |= KERNEL
+    before = memory_kills()
     try: papermill([*sys.argv[1:], '--cwd', '.', '--no-progress-bar', '--log-level', 'ERROR'])
     except PapermillExecutionError as e: sys.exit(f'{e.ename}: {e.evalue}\n(the traceback is in {copy})')
-    except DeadKernelError: sys.exit(KILLED)
+    except DeadKernelError: sys.exit(killed(sys.argv[1], before))
     finally: # papermill ends by SystemExit, even if all is well
         if copy.exists(): save(nbformat.read(copy, 4), copy)
 
