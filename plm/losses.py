@@ -76,7 +76,7 @@ class PLMLoss(nn.Module):
         proxies: Proxies | None = None, # the proxies, to be given to the optimiser too; None: point loss alone
         manifold: PiecewiseLinearManifold | None = None, # makes the pieces of a batch; None: with its defaults
         similarity: Similarity | None = None, # what pieces say of pairs; None: `PiecewiseLinear` with its defaults
-        delta: float | None = 1.4, # δ, distance asked of a pair of similarity 0 (ours, chosen on val; see above)
+        delta: float | None = 1.4, # δ, distance asked of a pair of similarity 0 (ours, on val); None: of each batch
         terms: tuple[str, ...] = TERMS, # which terms are wanted; those of proxies need proxies
     ):
         "`ValueError` for a delta of 0 or less, or terms that leave nothing to train."

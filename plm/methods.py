@@ -137,8 +137,7 @@ class PLMConstants(Constants):
     similarity: Literal['piecewise', 'binary', 'distance'] # published, published as an ablation, ours as a control
     n_alpha: float = Field(ge=0, allow_inf_nan=False) # N_α, decay across a piece (published plateau: 3 to 6)
     n_beta: float = Field(ge=0, allow_inf_nan=False) # N_β, decay along it (published: 0.5)
-    delta: float | None = Field(gt=0, allow_inf_nan=False) # δ, distance asked of a pair of similarity 0 (ours); null: as
-    # much as makes targets and distances of a batch equal in mean
+    delta: float | None = Field(gt=0, allow_inf_nan=False) # δ, distance at similarity 0 (ours); null: as `PLMLoss`
     n_proxies: int = Field(ge=0) # N_ρ; 0: no proxies (published plateau: 100 to 500)
     terms: list[Literal[TERMS]] = Field(min_length=1) # of the loss: point, proxy, neighborhood (published: all three)
     gamma: float = Field(ge=0, le=1) # γ, momentum of the estimating encoder (ours)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import faiss, torch
 from torch import Tensor, nn
-from .core import check_embeddings
+from .core import check_embeddings, full_precision
 from .losses import distances
 
 # %% auto #0
@@ -88,6 +88,7 @@ def adaptive_search(
     return (own - score.to(e)).clamp_min(0).masked_fill(item < 0, torch.inf), item
 
 # %% ../nbs/27_namr.ipynb #2c138ee4
+@torch.no_grad()
 def rerank(
     e_q: Tensor, # (Q, d) sample embeddings of the queries
     w_q: Tensor, # (Q, d) their structure embeddings, positive
@@ -96,7 +97,7 @@ def rerank(
 ) -> Tensor: # (Q, K) the same rows, nearest first by D(q→x); what is equally far keeps its order, and -1 comes last
     "Each query's short list in its own metric (NASA). Memory grows with Q K d. `ValueError` as `check_structure`."
     check_structure(e_q, w_q)
-    D = (w_q[:, None]*(e_q[:, None] - e_x[short]).square()).sum(2).masked_fill(short < 0, torch.inf)
+    D = e_x[short].sub_(e_q[:, None]).square_().mul_(w_q[:, None]).sum(2).masked_fill(short < 0, torch.inf)
     return short.gather(1, D.argsort(dim=1, stable=True))
 
 # %% ../nbs/27_namr.ipynb #95cd8f79
@@ -121,6 +122,7 @@ def ranking_centres(
         near = torch.maximum(0.2*far, far - t*d.std(unbiased=False))
         return near.lerp(far, torch.linspace(0, 1, C, dtype=d.dtype, device=d.device))
 
+@full_precision # differences of near points do not survive in 8 or 11 bits
 def multi_cluster_ranking(
     e: Tensor, # (B, d) sample embeddings, of any scale, B at least 2; half precision counts as float32
     w: Tensor, # (B, d) structure embeddings, positive
@@ -129,12 +131,10 @@ def multi_cluster_ranking(
     t: float = 3., # of `ranking_centres` (NASA)
 ) -> Tensor: # scalar, at least 0, in mean distances; gradients to e and w
     "How far the adaptive distances are from the centres (NASA; formula above). Cost and memory grow with B² C."
-    with torch.autocast(e.device.type, enabled=False): # differences of near points do not survive in 8 or 11 bits
-        e, w = (x if x.dtype == torch.float64 else x.float() for x in (e, w))
-        e = in_mean_distances(e)
-        d = _root(adaptive_distances(e, w, e), w)[_others(e)]
-        off = (d[:, None] - ranking_centres(e, C, t)).abs()
-        return ((-alpha*off).softmax(1)*off).sum(1).mean()
+    e = in_mean_distances(e)
+    d = _root(adaptive_distances(e, w, e), w)[_others(e)]
+    off = (d[:, None] - ranking_centres(e, C, t)).abs()
+    return ((-alpha*off).softmax(1)*off).sum(1).mean()
 
 def _others(e): return ~torch.eye(len(e), dtype=torch.bool, device=e.device)
 
