@@ -14,11 +14,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 from tqdm.auto import tqdm as auto_tqdm
 from tqdm import tqdm as text_tqdm
+try: import fcntl
+except ImportError: fcntl = None # Windows
 
 # %% auto #0
-__all__ = ['FULL_DISK', 'generator_at', 'disk_advice', 'whole_file', 'write_csv', 'one_of', 'check_embeddings', 'check_pairs',
-           'as_labels', 'widen', 'Wide', 'full_precision', 'Constants', 'read_constants', 'pick_device', 'progress',
-           'format_bytes', 'format_seconds', 'mean_and_std', 'gain_and_interval', 'text_table', 'markdown_table']
+__all__ = ['FULL_DISK', 'generator_at', 'disk_advice', 'whole_file', 'alone_in', 'write_csv', 'one_of', 'check_embeddings',
+           'check_pairs', 'as_labels', 'widen', 'Wide', 'full_precision', 'Constants', 'read_constants', 'pick_device',
+           'progress', 'format_bytes', 'format_seconds', 'mean_and_std', 'gain_and_interval', 'text_table',
+           'markdown_table']
 
 # %% ../nbs/00_core.ipynb #e61e9f51
 def generator_at(
@@ -58,6 +61,23 @@ def whole_file(
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #0b1d953f
+@contextmanager
+def alone_in(
+    folder: str | Path, # in which a half-written file is gone on with
+):
+    "Keep other processes, and threads, that ask likewise from working in the folder meanwhile."
+    if fcntl is None: return (yield)
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f'waiting: somebody else is writing into {folder}', file=sys.stderr)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError: pass # a file system that does not lock folders, such as some of the network's
+        yield
+    finally: os.close(fd)
 
 # %% ../nbs/00_core.ipynb #fb00a140
 def write_csv(

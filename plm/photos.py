@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np, PIL
 from numpy.lib import format as npy
 from PIL import ExifTags, Image, UnidentifiedImageError
-from .core import FULL_DISK, progress, whole_file
+from .core import FULL_DISK, alone_in, progress, whole_file
 
 # %% auto #0
 __all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'pixel_sum', 'decode_image', 'Written', 'write_photos',
@@ -337,6 +337,9 @@ def write_photos(
     DVC deletes a stage's outputs before it runs: name a `scratch` outside of them. `ValueError` if there are no files,
     or none could be decoded; `OSError` (ENOSPC) that says how much is needed if the disk is too small."""
     files, out, scratch, workers = _checked(files, out, side, workers, scratch)
+    with alone_in(scratch): return _write(files, out, side, workers, drop_duplicates, squeeze, scratch, passed)
+
+def _write(files, out, side, workers, drop_duplicates, squeeze, scratch, passed):
     part, state = (scratch/f'.{out.name}.{kind}' for kind in ('part', 'state'))
     fingerprint, name = _fingerprint(files, side, drop_duplicates, squeeze), _names(files)
     images, done = _resume(part, state, fingerprint) or (_reserve(part, len(files), side), [])
@@ -456,7 +459,7 @@ def skipped_line(
 
 def _fingerprint(files, side, drop_duplicates, squeeze):
     "Of everything that decides the array."
-    deciding = _open, _is_raw, _decode, _read, _squared, _square, _as_rgb, _grey_as_rgb, _without_twins, write_photos
+    deciding = _open, _is_raw, _decode, _read, _squared, _square, _as_rgb, _grey_as_rgb, _without_twins, _write
     code = [inspect.getsource(f) for f in deciding]
     digest = hashlib.sha256(repr((code, PIL.__version__, MIN_SIDE, MAX_PIXELS, side, drop_duplicates)).encode())
     for file in files:

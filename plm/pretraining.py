@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from .backbones import FeatureNet, build_encoder
 from .checkpoint import code_of, fingerprint
-from .core import Constants, disk_advice, generator_at, one_of, progress
+from .core import Constants, alone_in, disk_advice, generator_at, one_of, progress
 from .encoder import Encoder, embed
 from .evaluation import ranking
 from .images import Augment, PhotoAugment, as_input
@@ -152,7 +152,7 @@ def store_features(
             seen.append(encoder.features(torch.cat(drawn)).unflatten(0, (len(x), views)))
         return torch.cat(seen, 1).half().cpu()
     encoder.eval()
-    with disk_advice(file), open(part, 'ab') as f:
+    with disk_advice(file), alone_in(part.parent), open(part, 'ab') as f:
         done = max(0, f.tell() - begin)//(row*block)*block # a block that was torn is computed anew
         f.truncate(begin + row*done if f.tell() >= begin else 0)
         if f.tell() < begin: f.write(header.getvalue())

@@ -4,13 +4,11 @@
 
 # %% ../nbs/14_transfer.ipynb #6462b13b
 from __future__ import annotations
-import errno, gzip, hashlib, http.client, lzma, math, os, re, shutil, stat, struct, sys, tarfile, zipfile, zlib
+import errno, gzip, hashlib, http.client, lzma, math, os, re, shutil, stat, struct, tarfile, zipfile, zlib
 import urllib.error, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
-from .core import FULL_DISK, progress
-try: import fcntl
-except ImportError: fcntl = None # Windows
+from .core import FULL_DISK, alone_in, progress
 
 # %% auto #0
 __all__ = ['file_digest', 'check_file', 'download', 'safe_name', 'unpack']
@@ -107,21 +105,6 @@ def _need(size, folder):
     if size > (free := shutil.disk_usage(folder).free):
         raise OSError(errno.ENOSPC, f"{size/1e6:,.1f} MB are needed, {free/1e6:,.1f} MB are free")
 
-# %% ../nbs/14_transfer.ipynb #0b1d953f
-@contextmanager
-def _alone(folder):
-    "Keep others from fetching into the same folder meanwhile."
-    if fcntl is None: return (yield)
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f'waiting: somebody else is fetching into {folder}', file=sys.stderr)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError: pass # a file system that does not lock folders, such as some of the network's
-        yield
-    finally: os.close(fd)
-
 # %% ../nbs/14_transfer.ipynb #ea34f12c
 def _append(url, part, version, start, tag, size):
     "Add what it lacks to `part`, which has `start` bytes of the version `tag`. False if it has to be begun anew."
@@ -181,7 +164,7 @@ def download(
         if source is None:
             raise FileNotFoundError(f"{target.name} is not in {target.parent}, and there is no address for it. {how}")
         address = str(source) if '://' in str(source) else Path(source).expanduser().resolve().as_uri()
-        with _writing(target.name, target.parent), _alone(target.parent):
+        with _writing(target.name, target.parent), alone_in(target.parent):
             if not target.exists(): # after a wait it may
                 try: return _fetch(address, target, size, checksum)
                 except (FileNotFoundError, ConnectionError, ValueError) as e:

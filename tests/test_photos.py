@@ -891,3 +891,21 @@ def test_squeezed_photos_are_whole(tmp_path):
     assert cut.max() == 200 and 100 not in cut and (whole[:, :, :8] == 100).all() and (whole[:, :, 22:] == 200).all()
     assert np.array_equal(write_photos([file], tmp_path/'o.npy', 40, squeeze=True).kept, [0])
     assert np.array_equal(np.load(tmp_path/'o.npy')[0], whole)
+
+
+def test_two_at_once_do_not_spoil_each_other(tmp_path):
+    "Of other photos and sizes, with one scratch folder: the half-written file had one name for both."
+    for split in 'ab':
+        (tmp_path/split).mkdir()
+        for i in range(12): save(tmp_path/split/f'{i}.png', smooth(100*ord(split) + i))
+    sets = {split: (sorted((tmp_path/split).iterdir()), 24 + 8*(split == 'b')) for split in 'ab'}
+    def write(split, folder, scratch):
+        files, side = sets[split]
+        write_photos(files, tmp_path/folder/split/'images.npy', side, scratch=tmp_path/scratch)
+    for split in 'ab': write(split, 'one', f'scratch-{split}')
+    threads = [threading.Thread(target=write, args=(split, 'both', 'scratch')) for split in 'ab']
+    for t in threads: t.start()
+    for t in threads: t.join()
+    for split in 'ab':
+        alone, together = (np.load(tmp_path/folder/split/'images.npy') for folder in ('one', 'both'))
+        assert np.array_equal(alone, together)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
-from plm import transfer
+from plm import core, transfer
 from plm.transfer import check_file, download, file_digest, unpack
 from miniature_published import write_tgz, write_zip
 from server import BYTES
@@ -282,12 +282,12 @@ def test_two_at_once_fetch_one_file(server, tmp_path, capsys):
 
 def test_a_file_system_without_locks(server, tmp_path, monkeypatch):
     def unsupported(*args): raise OSError(errno.ENOLCK, 'No locks available')
-    monkeypatch.setattr(transfer.fcntl, 'flock', unsupported)
+    monkeypatch.setattr(core.fcntl, 'flock', unsupported)
     assert download(server.url, tmp_path/'file').read_bytes() == BYTES
 
 
 def test_a_system_without_locks(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, 'fcntl', None)
+    monkeypatch.setattr(core, 'fcntl', None)
     assert download(server.url, tmp_path/'file').read_bytes() == BYTES
 
 
