@@ -201,7 +201,7 @@ def _sheets(tiles, order):
     side, quality = next((s, q) for s, q in ((64, 85), (48, 75), (32, 65)) if s == 32 or n*s*s <= 50_000*32*32)
     def small(part): return channels_last(thumbnails(np.moveaxis(tiles, -1, 1), part, side))
     h, w = small(order[:1]).shape[1:3]
-    height, width = (-(-v//16)*16 if channels == 3 else v for v in (h, w)) # whole squares of JPEG
+    height, width = (-(-v//16)*16 if channels == 3 else v + 1 for v in (h, w)) # whole squares of JPEG; a gap
     across, down = (max(1, _sheet//v) for v in (width, height))
     colours, urls = np.empty((n, 3), np.uint8), []
     for part in progress(np.array_split(order, range(across*down, n, across*down)), 'images of the map'):

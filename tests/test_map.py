@@ -554,12 +554,13 @@ def test_names_are_searched_and_folders_are_colours(page):
     assert len(sought(page)) == N
 
 
-def many(n=5000):
-    "More images than are drawn at once, alternately cyan and red."
+def many(n=5000, colour=True):
+    "More images than are drawn at once, alternately cyan and red; or, without colour, two blank ones and one all ink."
     g = np.random.default_rng(0)
     xy = np.stack([np.arange(n) % 71, np.arange(n)//71], 1) + g.uniform(-0.3, 0.3, (n, 2))
     red = 255*(torch.arange(n) % 2)
     images = torch.stack([red, 255 - red, 255 - red], 1).to(torch.uint8)[..., None, None].expand(-1, 3, 60, 60)
+    if not colour: images = (255*(torch.arange(n) % 3 == 2)).to(torch.uint8)[:, None, None].expand(-1, 28, 28)
     near = (np.arange(n)[:, None] + np.arange(1, 6)) % n
     return dict(title='', text='', images=images, maps={'a': {'p': xy}}, neighbors={'a': near})
 
@@ -580,24 +581,28 @@ def test_of_many_the_points_come_first_and_only_what_is_seen_is_decoded(page):
     assert seen()[2] > 20 and sum(seen()) < 400 and 1 <= decoded() < 20
 
 
-def test_no_line_at_the_edge_of_an_image(page):
-    "Beside cyan ones a red image stays red to its edge, at every size."
-    opened(page, page.path, **many())
+@pytest.mark.parametrize('colour', [True, False])
+def test_no_line_at_the_edge_of_an_image(page, colour):
+    "Beside cyan ones a red image stays red to its edge, beside ink a blank one stays blank, at every size."
+    opened(page, page.path, **many(colour=colour))
     for k in (8, 13, 30):
         page.js(f'fit(); zoom({k}, ...spot(1000)); hover(-1)')
         wait(page, '!painting && !loading')
-        found = page.js("""const s = side(), {data, width: w} = pen.getImageData(0, 0, canvas.width, canvas.height);
+        found = page.js("""const s = side(), {data: pixels, width: w} = pen.getImageData(0, 0, canvas.width, canvas.height);
             const inside = i => spotX(i) > s && spotY(i) > s && spotX(i) < width - s && spotY(i) < height - s;
+            const channel = data.ink ? 3 : 0; // opacity, red
             const apart = (i, j) => Math.max(Math.abs(spotX(i) - spotX(j)), Math.abs(spotY(i) - spotY(j)));
             const alone = [...look(s)[2]].filter((i, _, all) => inside(i) &&
                 all.every(j => i === j || apart(i, j) > s + 2));
             return alone.map(i => {
               const values = [], x = spotX(i), y = spotY(i);
               for (let b = Math.ceil(y - s/2); b + 1 <= y + s/2; b++)
-                for (let a = Math.ceil(x - s/2); a + 1 <= x + s/2; a++) values.push(data[4*(b*w + a)]);
-              return [i % 2, Math.min(...values), Math.max(...values)]; })""")
+                for (let a = Math.ceil(x - s/2); a + 1 <= x + s/2; a++) values.push(pixels[4*(b*w + a) + channel]);
+              return [data.ink ? i % 3 === 2 : i % 2 === 1, Math.min(...values), Math.max(...values)]; })""")
         assert len(found) > 3
-        for red, least, most in found: assert least > 235 if red else most < 20, (k, red, least, most)
+        for full, least, most in found:
+            if not full: assert most < 20, (k, most)
+            elif colour: assert least > 235, (k, least) # ink fades into the ground
 
 
 def test_the_page_of_photos_shows_every_photo(browser, tmp_path):
