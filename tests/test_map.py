@@ -588,7 +588,7 @@ def test_no_line_at_the_edge_of_an_image(page, colour):
     for k in (8, 13, 30):
         page.js(f'fit(); zoom({k}, ...spot(1000)); hover(-1)')
         wait(page, '!painting && !loading')
-        found = page.js("""const s = side(), {data: pixels, width: w} = pen.getImageData(0, 0, canvas.width, canvas.height);
+        found = page.js("""const s = side(), w = canvas.width, pixels = pen.getImageData(0, 0, w, canvas.height).data;
             const inside = i => spotX(i) > s && spotY(i) > s && spotX(i) < width - s && spotY(i) < height - s;
             const channel = data.ink ? 3 : 0; // opacity, red
             const apart = (i, j) => Math.max(Math.abs(spotX(i) - spotX(j)), Math.abs(spotY(i) - spotY(j)));
