@@ -4,23 +4,25 @@
 
 # %% ../nbs/26_map.ipynb #add8eaf2
 from __future__ import annotations
-import io
+import base64, io, os
 from pathlib import Path
+from urllib.parse import quote
 import numpy as np, torch
 from matplotlib import pyplot as plt
 from PIL import Image
 from scipy.linalg import orthogonal_procrustes
+from scipy.spatial import cKDTree
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from .core import check_embeddings, check_pairs, generator_at, whole_file
+from .core import check_embeddings, check_pairs, generator_at, progress, whole_file
 from .evaluation import check_labels, ranking, recall_at_k
-from .plots import channels_last
+from .plots import channels_last, thumbnails
 from .report import data_url, render
 
 # %% auto #0
-__all__ = ['pca_map', 'tsne_map', 'map_quality', 'align', 'plot_maps', 'write_map']
+__all__ = ['pca_map', 'tsne_map', 'two_maps', 'map_quality', 'align', 'plot_maps', 'write_map']
 
 # %% ../nbs/26_map.ipynb #25ab5633
 def _centred(z: Tensor) -> np.ndarray | None:
@@ -59,6 +61,27 @@ def tsne_map(
     tsne = TSNE(2, perplexity=perplexity, max_iter=max_iter, init=start, random_state=0, n_jobs=1)
     with threadpool_limits(1): # sums over threads come in any order, and another order grows into another map
         return tsne.fit_transform(x.astype(np.float32)).astype(np.float64)
+
+def two_maps(
+    z: Tensor, # (N, d) embeddings, any device, N at least 3
+    most: int = 5000, # points that t-SNE moves, at most (ours)
+) -> dict[str, np.ndarray]: # plane -> (N, 2) places: t-SNE and PCA, as `write_map` takes them
+    """Both maps of an embedding. Of more than `most` points, t-SNE moves as many, drawn at random, and the name of the
+    plane says so; any other one lies among its nearest drawn ones. `ValueError` as in `tsne_map`."""
+    z = check_embeddings(z, 'points z').detach().float().cpu()
+    pca = {'PCA': pca_map(z)[0]}
+    if len(z) <= most: return {'t-SNE': tsne_map(z)} | pca
+    drawn = torch.randperm(len(z), generator=generator_at('t-SNE'))[:most]
+    xy, places = tsne_map(z[drawn]), np.empty((len(z), 2))
+    for rows in progress(torch.arange(len(z)).split(1000), 't-SNE: the rest'):
+        near = [a.numpy() for a in torch.cdist(z[rows], z[drawn]).topk(min(7, most), largest=False)]
+        around = xy[near[1]] # the mean of all would lie between two islands, if neighbours are on both
+        inner = np.linalg.norm(around - np.median(around, 1, keepdims=True), axis=2).argsort(1)[:, :4]
+        weights = 1/(np.take_along_axis(near[0], inner, 1) + 1e-9)
+        around = np.take_along_axis(around, inner[..., None], 1)
+        places[rows] = (around*weights[..., None]).sum(1)/weights.sum(1, keepdims=True)
+    places[drawn] = xy
+    return {f't-SNE of {most:,}': places} | pca
 
 # %% ../nbs/26_map.ipynb #13edd847
 def _check_map(xy, n, name='the map'):
@@ -148,35 +171,65 @@ def _tiles(images):
     raise ValueError(f"images must be uint8, 0 to 255, got {tiles.dtype}: scale them and convert, .to(torch.uint8).")
 
 # %% ../nbs/26_map.ipynb #f11cb142
-_unit = 9999 # coordinates are whole numbers from -9999 to 9999
+_unit = 32767 # places are whole numbers from -32767 to 32767
+_sheet = 1024 # pixels at a sheet's side, at most; a browser decodes one in a few milliseconds
 
-def _sprite(tiles):
-    "All images in one picture, row by row: its data URL and the number of columns."
-    n, h, w, channels = tiles.shape
-    columns = int(np.ceil(np.sqrt(n)))
-    rows = -(-n//columns)
-    grid = np.zeros((rows*columns, h, w, channels), np.uint8)
-    grid[:n] = tiles
-    grid = grid.reshape(rows, columns, h, w, channels).swapaxes(1, 2).reshape(rows*h, columns*w, channels)
-    file = io.BytesIO()
-    if channels == 3: Image.fromarray(grid).save(file, 'jpeg', quality=85, subsampling=0)
-    else: Image.fromarray(grid[..., 0]).save(file, 'png', optimize=True)
-    return data_url(file.getvalue()), columns
+def _packed(numbers):
+    "Whole numbers for the page: the name of a typed array of JavaScript, and its bytes."
+    numbers = np.asarray(numbers)
+    for kind in ('Uint8', 'Uint16', 'Int16', 'Int32'):
+        limits = np.iinfo(kind.lower())
+        if limits.min <= numbers.min() and numbers.max() <= limits.max: break
+    data = numbers.astype(np.dtype(kind.lower()).newbyteorder('<')).tobytes()
+    return [kind + 'Array', base64.b64encode(data).decode()]
 
 def _places(xy, target):
-    "A map as whole numbers: turned towards `target`, its bounding box in the middle, the longer side -9999 to 9999."
+    "A map as whole numbers: turned towards `target`, its bounding box in the middle, the longer side ±32767."
     xy = align(xy, target)
     middle = (xy.max(0) + xy.min(0))/2
     half = np.abs(xy - middle).max()
-    return np.round((xy - middle)/(half or 1)*_unit).astype(int).ravel().tolist()
+    return np.round((xy - middle)/(half or 1)*_unit).astype(int)
+
+def _along(places):
+    "The order of points along a Z-curve: the bits of both places in turn."
+    cells = (places + _unit)*255//(2*_unit)
+    bits = ((cells[:, axis] >> bit & 1) << 2*bit + axis for bit in range(8) for axis in (0, 1))
+    return sum(bits).argsort(kind='stable')
+
+def _sheets(tiles, order):
+    """The images in sheets, small, in this order: data URLs, a colour of each image (that of its middle half), and how
+    the script finds them."""
+    n, channels = len(tiles), tiles.shape[-1]
+    side, quality = next((s, q) for s, q in ((64, 85), (48, 75), (32, 65)) if s == 32 or n*s*s <= 50_000*32*32)
+    def small(part): return channels_last(thumbnails(np.moveaxis(tiles, -1, 1), part, side))
+    h, w = small(order[:1]).shape[1:3]
+    height, width = (-(-v//16)*16 if channels == 3 else v + 1 for v in (h, w)) # whole squares of JPEG; a gap
+    across, down = (max(1, _sheet//v) for v in (width, height))
+    colours, urls = np.empty((n, 3), np.uint8), []
+    for part in progress(np.array_split(order, range(across*down, n, across*down)), 'images of the map'):
+        images = small(part)
+        colours[part] = images[:, h//4:h - h//4, w//4:w - w//4].mean((1, 2))
+        images = np.pad(images, ((0, -len(images) % across), (0, height - h), (0, width - w), (0, 0)), 'edge')
+        grid = images.reshape(-1, across, height, width, channels).swapaxes(1, 2).reshape(-1, across*width, channels)
+        file = io.BytesIO()
+        if channels == 3: Image.fromarray(grid).save(file, 'jpeg', quality=quality, optimize=True)
+        else: Image.fromarray(grid[..., 0]).save(file, 'png', optimize=True)
+        urls.append(data_url(file.getvalue()))
+    return urls, colours, dict(size=[w, h], cell=[width, height], across=across, down=down)
 
 # %% ../nbs/26_map.ipynb #81cacfab
-def _check_page(n, labels, maps, neighbors, names):
+def _check_page(n, labels, maps, neighbors, names, files, folder):
     "Raise a `ValueError` for what does not fit."
-    check_labels(torch.as_tensor(labels), n)
-    if labels.min() < 0: raise ValueError(f"labels must be 0 or more, got {labels.min()}.")
-    if names is not None and labels.max() >= len(names):
-        raise ValueError(f"there are {len(names)} class names, but a label is {labels.max()}: give one for each class.")
+    if labels is not None:
+        known = labels[labels >= 0] if labels.shape == (n,) else labels
+        check_labels(torch.as_tensor(known), len(known) if labels.shape == (n,) else n)
+        if labels.min() < -1: raise ValueError(f"labels must be 0 or more, or -1 for none, got {labels.min()}.")
+    if names is not None and (labels is None or labels.max() >= len(names)):
+        what = 'there are no labels' if labels is None else f'a label is {labels.max()}'
+        raise ValueError(f"there are {len(names)} class names, but {what}: give one for each class.")
+    if files is not None and len(files) != n:
+        raise ValueError(f"there are {len(files)} names of files for {n} images: give one for each.")
+    if folder is not None and files is None: raise ValueError("a folder without files links to nothing: give files.")
     if not maps or list(maps) != list(neighbors):
         raise ValueError(f"maps are of {list(maps)}, neighbors of {list(neighbors)}: give both for each embedding.")
     planes, k = list(next(iter(maps.values()))), next(iter(neighbors.values())).shape[-1]
@@ -191,34 +244,61 @@ def _check_page(n, labels, maps, neighbors, names):
             raise ValueError(f"neighbors of {name!r} must be numbers of other images, 0 to {n - 1}: take "
                              "plm.evaluation.ranking.")
 
+def _recall(near, labels):
+    "R@1 in words: an image's nearest labelled of `near` (N, K); of those that are not alone with their label."
+    first = near[np.arange(len(near)), (labels[near] >= 0).argmax(1)]
+    asked = (labels >= 0) & (labels[first] >= 0) & (np.bincount(labels[labels >= 0])[labels] > 1)
+    return f'{100*(labels[first] == labels)[asked].mean():.1f} %' if asked.any() else 'unknown'
+
+def _nearest_on(xy, labels):
+    "The nearest labelled other on a map, (N, 1). A tree, since all pairs of 50,000 would take half a minute."
+    known, own = np.flatnonzero(labels >= 0), np.arange(len(xy))
+    found = known[cKDTree(xy[known]).query(xy, 2)[1]]
+    return np.where(found[:, 0] == own, found[:, 1], found[:, 0])[:, None]
+
 def write_map(
     path: str | Path, # where the page goes; its folder is made if missing
     title: str, # over the page
     text: str, # a sentence or two under the title: which data, which seed
-    images: Tensor, # (N, H, W), (N, 1, H, W) or (N, 3, H, W) uint8
-    labels: Tensor, # (N,) class of each image, 0 or more
-    maps: dict, # embedding -> plane -> (N, 2) places; the same planes for each embedding
+    images: Tensor | np.ndarray, # (N, H, W), (N, 1, H, W) or (N, 3, H, W) uint8, perhaps of a file larger than memory
+    maps: dict, # embedding -> plane -> (N, 2) places (`two_maps`); the page opens on the last embedding, first plane
     neighbors: dict, # embedding -> (N, K) each image's nearest others in it, nearest first (`plm.evaluation.ranking`)
+    labels=None, # (N,) class of each image, 0 or more, -1: none; None: there are no labels
     names=None, # name of each class, by label; None: the labels' numbers are shown
+    files=None, # N names, with / after folders: shown, searched, coloured by folder; None: images have numbers only
+    folder: str | Path | None = None, # in which `files` lie, for links (relative to the page); None: no links
 ) -> None:
-    "Write a map to look at and to ask, as one HTML page that needs no network. `ValueError` if the shapes do not fit."
-    tiles, labels = _tiles(images), np.asarray(torch.as_tensor(labels).cpu())
+    """Write a map to look at and to ask, as one HTML page that needs no network. Images are shown at 64 pixels at most,
+    more than 12,500 at 48, more than 22,222 at 32. `ValueError` if the shapes do not fit."""
+    tiles, n = _tiles(images), len(images)
+    if labels is not None: labels = np.asarray(torch.as_tensor(labels).cpu())
     neighbors = {name: np.asarray(torch.as_tensor(near).cpu()) for name, near in neighbors.items()}
-    _check_page(len(tiles), labels, maps, neighbors, names)
-    def recall(near): return f'{100*recall_at_k(torch.as_tensor(near), torch.as_tensor(labels), 1):.1f} %'
-    def recall_in(xy): return recall(ranking(torch.tensor(np.array(xy, np.float64)), 1))
+    _check_page(n, labels, maps, neighbors, names, files, folder)
     planes = list(next(iter(maps.values())))
     target = next(iter(maps.values()))[planes[0]]
-    spaces = [dict(name=name, full=recall(neighbors[name]), neighbors=neighbors[name].ravel().tolist(),
-                   recall={plane: recall_in(xy) for plane, xy in by_plane.items()},
-                   maps={plane: _places(xy, target) for plane, xy in by_plane.items()})
-              for name, by_plane in maps.items()]
-    sprite, columns = _sprite(tiles)
+    places = {name: {plane: _places(xy, target) for plane, xy in by_plane.items()} for name, by_plane in maps.items()}
+    spaces = [dict(name=name, neighbors=_packed(neighbors[name]), maps={p: _packed(xy) for p, xy in by_plane.items()})
+              for name, by_plane in places.items()]
+    if labels is not None:
+        for space, (name, by_plane) in zip(spaces, maps.items()):
+            recall = {plane: _recall(_nearest_on(np.asarray(xy), labels), labels) for plane, xy in by_plane.items()}
+            space |= dict(full=_recall(neighbors[name], labels), recall=recall)
+    order = _along(places[spaces[-1]['name']][planes[0]])
+    sheets, colours, sheet = _sheets(tiles, order)
     # strokes are what is rare: on dark ground they are light. Photographs in colour have no strokes
-    ink = None if tiles.shape[-1] == 3 else 'light' if np.median(tiles) < 128 else 'dark'
-    names = None if names is None else list(map(str, names))
-    data = dict(labels=labels.tolist(), names=names, planes=planes, spaces=spaces, columns=columns,
-                size=[tiles.shape[2], tiles.shape[1]], unit=_unit, ink=ink)
-    k = len(spaces[0]['neighbors'])//len(tiles)
-    page = render('map.html', title=title, text=text, sprite=sprite, data=data, k=k)
+    ink = None if tiles.shape[-1] == 3 else 'light' if np.median(tiles[::n//2000 + 1]) < 128 else 'dark'
+    data = dict(n=n, k=next(iter(neighbors.values())).shape[1], planes=planes, spaces=spaces, unit=_unit, ink=ink,
+                slots=_packed(order.argsort()), colours=_packed(colours), sheet=sheet,
+                labels=None if labels is None else _packed(labels), files=None,
+                names=None if names is None else list(map(str, names)))
+    if files is not None:
+        parts = [str(file).rpartition('/') for file in files]
+        folders = sorted({head for head, *_ in parts})
+        place = {head: i for i, head in enumerate(folders)}
+        data['files'] = dict(names=[base for *_, base in parts], folders=folders, root=None,
+                             folder=_packed([place[head] for head, *_ in parts]))
+        if folder is not None:
+            root = Path(os.path.relpath(folder, Path(path).parent)).as_posix()
+            data['files']['root'] = quote(os.fsencode(root))
+    page = render('map.html', title=title, text=text, sheets=sheets, data=data)
     with whole_file(path) as tmp: tmp.write_text(page, encoding='utf-8')

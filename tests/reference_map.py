@@ -1,6 +1,7 @@
-"Slow twins of plm.map: each formula as it is written down."
-import math
+"Slow twins of plm.map, each formula as it is written down, and what its page holds."
+import base64, io, json, math, re
 import numpy as np
+from PIL import Image
 
 
 def pca(z):
@@ -40,3 +41,25 @@ def best_turn(xy, to, steps=3600):
             c, s = math.cos(angle), math.sin(angle)
             least = min(least, ((xy*[1, mirror] @ np.array([[c, s], [-s, c]]) - to)**2).sum())
     return least
+
+
+def content(page):
+    html = page.read_text(encoding='utf-8')
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S).group(1))
+
+
+def numbers(packed): # of a typed array
+    return np.frombuffer(base64.b64decode(packed[1]), packed[0].removesuffix('Array').lower())
+
+
+def cells(page):
+    "Each image as the page has it, in a sheet."
+    data, html = content(page), page.read_text(encoding='utf-8')
+    (w, h), (cw, ch), across, down = (data['sheet'][k] for k in ('size', 'cell', 'across', 'down'))
+    urls = re.findall(r'<script type="text/plain" class="sheet">data:image/(\w+);base64,([^<]+)<', html)
+    sheets = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for _, text in urls]
+    def cut(slot):
+        place = slot % (across*down)
+        y, x = place//across*ch, place % across*cw
+        return sheets[slot//(across*down)][y:y + h, x:x + w]
+    return urls[0][0], [cut(slot) for slot in numbers(data['slots']).tolist()]

@@ -1,13 +1,14 @@
 "Maps of the embedding: the planes and what they lose, the static picture, and the page, in a real browser."
-import base64, hashlib, io, json, os, re, subprocess, sys, time
+import base64, hashlib, os, re, subprocess, sys, time
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 import reference_map as slow
 from browser import CHROMIUM, DRIVER, Browser
 from plm.evaluation import ranking
-from plm.map import align, map_quality, pca_map, plot_maps, tsne_map, write_map
+from plm.map import align, map_quality, pca_map, plot_maps, tsne_map, two_maps, write_map
 from plm.search import write_photos_page
+from reference_map import cells, content, numbers
 
 
 def points(n, d, seed=0): return torch.tensor(np.random.default_rng(seed).normal(size=(n, d))*np.linspace(2, 0.5, d))
@@ -52,7 +53,16 @@ tsne_map(z).tofile({str(tmp_path/'xy')!r})"""
     assert (np.fromfile(tmp_path/'xy', one.dtype).reshape(one.shape) == one).all()
 
 
-@pytest.mark.parametrize('make', [tsne_map, lambda z: pca_map(z)[0]])
+def test_t_sne_of_many_moves_some_and_lays_the_others_beside_them():
+    z = torch.cat([points(40, 5, s) + 12*s for s in range(3)])
+    some = two_maps(z, most=60)
+    assert list(some) == ['t-SNE of 60', 'PCA'] and list(two_maps(z)) == ['t-SNE', 'PCA']
+    xy = next(iter(some.values()))
+    assert map_quality(z, xy, torch.arange(3).repeat_interleave(40))['recall_at_1'] == 1
+    assert (xy == next(iter(two_maps(z, most=60).values()))).all()
+
+
+@pytest.mark.parametrize('make', [tsne_map, lambda z: pca_map(z)[0], lambda z: two_maps(z, most=3)['PCA']])
 def test_planes_of_what_cannot_be_mapped(make):
     assert (make(torch.full((6, 4), 0.3)) == 0).all() # collapsed
     with pytest.raises(ValueError, match='at least 3 points, got 2'): make(points(2, 4))
@@ -128,34 +138,73 @@ def toy(colour=False):
                 names=NAMES)
 
 
-def content(page):
-    html = page.read_text(encoding='utf-8')
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S).group(1))
-
-
 @pytest.mark.parametrize('colour', [False, True])
 def test_the_page_holds_what_it_was_given(tmp_path, colour):
     given_, page = toy(colour), tmp_path/'sub'/'map.html'
     write_map(page, **given_)
-    html, data = page.read_text(encoding='utf-8'), content(page)
-    assert data['labels'] == given_['labels'].tolist() and data['names'] == NAMES
-    assert data['planes'] == ['t-SNE', 'PCA']
+    data = content(page)
+    assert numbers(data['labels']).tolist() == given_['labels'].tolist() and data['names'] == NAMES
+    assert data['planes'] == ['t-SNE', 'PCA'] and data['files'] is None
     assert data['ink'] == (None if colour else 'light')
     for space, (name, near) in zip(data['spaces'], given_['neighbors'].items()):
-        assert space['name'] == name and space['neighbors'] == near.flatten().tolist()
+        assert space['name'] == name and numbers(space['neighbors']).tolist() == near.flatten().tolist()
         for plane, xy in given_['maps'][name].items():
-            places = np.reshape(space['maps'][plane], (N, 2))
-            assert np.abs(places).max() == data['unit'] == 9999
+            places = numbers(space['maps'][plane]).reshape(N, 2).astype(int)
+            assert np.abs(places).max() == data['unit'] == 32767
             d, true = slow.distances(places), slow.distances(xy)
             assert np.allclose(d/d.max(), true/true.max(), atol=1e-3)
-    kind, sprite = re.search(r'data:image/(\w+);base64,([^"]+)', html).groups()
+    kind, found = cells(page)
     assert kind == ('jpeg' if colour else 'png')
-    sprite = np.asarray(Image.open(io.BytesIO(base64.b64decode(sprite))))
-    for i in (0, 7, 47):
-        y, x = 8*(i//data['columns']), 8*(i % data['columns'])
-        image = given_['images'][i]
-        cell = image.permute(1, 2, 0).numpy() if colour else image[0].numpy()
-        assert np.abs(sprite[y:y+8, x:x+8].astype(int) - cell).max() <= (20 if colour else 0) # JPEG's loss
+    for cell, image in zip(found, given_['images'], strict=True):
+        image = image.permute(1, 2, 0).numpy() if colour else image[0].numpy()
+        assert np.abs(cell.astype(int) - image).max() <= (20 if colour else 0) # JPEG's loss
+
+
+@given(st.integers(2, 400), st.booleans(), st.integers(0, 9))
+@settings(max_examples=6, deadline=None)
+def test_images_are_found_again_in_many_sheets(tmp_path_factory, n, colour, seed):
+    "Each image has a shade of its own, and none bleeds into the next, but for a pixel at its edge, which is not drawn."
+    page = tmp_path_factory.mktemp('page')/'map.html'
+    shade = torch.tensor(np.random.default_rng(seed).integers(0, 256, (n, 3 if colour else 1, 1, 1)), dtype=torch.uint8)
+    near, xy = (np.arange(n)[:, None] + 1) % n, points(n, 2, seed).numpy()
+    write_map(page, '', '', shade.expand(-1, -1, 50, 64), {'a': {'p': xy}}, {'a': near})
+    data, shade = content(page), shade.flatten(1).numpy().astype(int)
+    assert data['sheet']['size'] == [64, 50] and data['labels'] is None and 'id="scores"' not in page.read_text('utf-8')
+    for cell, c in zip(cells(page)[1], shade, strict=True):
+        cell = cell[1:-1, 1:-1] if colour else cell[..., None]
+        assert np.abs(cell.astype(int) - c).max() <= 5*colour
+    assert (numbers(data['colours']).reshape(n, 3) == shade).all()
+
+
+def test_images_are_the_smaller_the_more_there_are(tmp_path):
+    for n, side in ((3, 64), (12_501, 48), (22_223, 32)):
+        near, xy = (np.arange(n)[:, None] + 1) % n, points(n, 2).numpy()
+        images = torch.tensor(7, dtype=torch.uint8).expand(n, 65, 65)
+        write_map(tmp_path/'map.html', '', '', images, {'a': {'p': xy}}, {'a': near})
+        assert content(tmp_path/'map.html')['sheet']['size'] == [side, side]
+
+
+@given(st.integers(5, 40), st.integers(2, 4), st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_recall_is_that_of_the_images_with_a_label(tmp_path_factory, n, classes, seed):
+    rng = np.random.default_rng(seed)
+    labels = np.where(rng.random(n) < 0.3, -1, rng.integers(0, classes, n))
+    labels[:3] = [0, 0, 1]
+    xy, page = rng.normal(size=(n, 2)), tmp_path_factory.mktemp('page')/'map.html'
+    write_map(page, '', '', torch.zeros(n, 2, 2, dtype=torch.uint8), {'a': {'p': xy}},
+              {'a': ranking(torch.tensor(xy), n - 1)}, labels)
+    known, true = labels >= 0, labels[labels >= 0].tolist()
+    right = slow.nearest_is_right(xy[known], true)*len(true)/sum(true.count(c) > 1 for c in true)
+    space = content(page)['spaces'][0]
+    assert space['full'] == space['recall']['p'] == f'{100*right:.1f} %'
+
+
+@pytest.mark.parametrize('home, target', [('pages', '../photos%20%231'), ('photos #1', '.'), ('.', 'photos%20%231')])
+def test_links_are_relative_to_the_page(tmp_path, home, target):
+    own = toy() | dict(files=[f'a/{i}' for i in range(N)], folder=tmp_path/'photos #1')
+    write_map(tmp_path/home/'map.html', **own)
+    files = content(tmp_path/home/'map.html')['files']
+    assert files['root'] == target and files['folders'] == ['a'] and files['names'] == list(map(str, range(N)))
 
 
 def test_the_page_is_closed_to_the_network_and_to_markup(tmp_path):
@@ -176,7 +225,7 @@ def test_two_thousand_images_stay_below_3_megabytes(tmp_path):
     images = torch.randint(0, 256, (n, 28, 28), dtype=torch.uint8) # noise: nothing that PNG could save
     near, xy = torch.arange(n)[:, None] - torch.arange(1, 10), points(n, 2).numpy()
     maps, neighbors = {s: {'t-SNE': xy, 'PCA': xy} for s in 'ab'}, {s: near % n for s in 'ab'}
-    write_map(tmp_path/'map.html', '', '', images, torch.arange(n) % 100, maps, neighbors)
+    write_map(tmp_path/'map.html', '', '', images, maps, neighbors, torch.arange(n) % 100)
     assert (tmp_path/'map.html').stat().st_size < 3e6
 
 
@@ -189,12 +238,12 @@ def test_pages_of_any_shape(tmp_path_factory, n, k, h, w, channels, collapsed):
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     labels, xy = torch.arange(n) % 2, np.zeros((n, 2)) if collapsed else points(n, 2).numpy()
     page = tmp_path_factory.mktemp('page')/'map.html'
-    given_ = (page, '', '', images, labels, {'a': {'p': xy}}, {'a': ranking(points(n, 3), k)})
+    given_ = (page, '', '', images, {'a': {'p': xy}}, {'a': ranking(points(n, 3), k)}, labels)
     if n == 2: # no two images of a class: nothing to retrieve
         with pytest.raises(ValueError): write_map(*given_)
-        return
+        given_ = given_[:-1]
     write_map(*given_)
-    assert content(page)['size'] == [w, h] and content(page)['names'] is None
+    assert content(page)['sheet']['size'] == [w, h] and content(page)['names'] is None
 
 
 def swap(d, **changes): return {**d, **changes}
@@ -207,7 +256,11 @@ def pca(t, xy): return swap(t['maps'], after=swap(t['maps']['after'], PCA=xy))
     (lambda t: dict(images=t['images'][:, :, None]), r'\(N, 3, H, W\), got'),
     (lambda t: dict(images=t['images'].expand(-1, 2, -1, -1)), r'\(N, 3, H, W\), got'),
     (lambda t: dict(labels=t['labels']*0), 'one class only'),
-    (lambda t: dict(labels=t['labels'] - 1), '0 or more'),
+    (lambda t: dict(labels=t['labels'] - 2), '0 or more'),
+    (lambda t: dict(labels=t['labels']*0 - 1), 'one class only'),
+    (lambda t: dict(labels=None), '4 class names, but there are no labels'),
+    (lambda t: dict(files=['a']), '1 names of files for 48 images'),
+    (lambda t: dict(folder='f'), 'give files'),
     (lambda t: dict(names=NAMES[:3]), '3 class names, but a label is 3'),
     (lambda t: dict(maps={}), 'give both'),
     (lambda t: dict(maps={'after': t['maps']['after']}), 'give both for each embedding'),
@@ -243,11 +296,16 @@ def page(browser, tmp_path):
     browser.scheme('light')
     browser.console(), browser.requests()
     browser.open(tmp_path/'map.html')
-    wait(browser, "document.body.dataset.ready === 'yes' && !painting")
+    browser.path = tmp_path/'map.html'
+    wait(browser, READY)
     yield browser
-    assert browser.console() == []
+    complaints = [m for m in browser.console() if 'willReadFrequently' not in m] # the tests do
+    assert complaints == []
     asked = [u for u in browser.requests() if not u.startswith(('chrome:', 'data:'))]
-    assert asked == [(tmp_path/'map.html').as_uri()]
+    assert set(asked) == {(tmp_path/'map.html').as_uri()}
+
+
+READY = "document.body.dataset.ready === 'yes' && !painting && !loading"
 
 
 def wait(b, condition, seconds=10):
@@ -264,7 +322,7 @@ def where(b, i):
 
 def shown(b, css):
     return b.js("""const e = document.querySelector(arguments[0]);
-        return e.offsetParent === null ? null : e.innerText""", css)
+        return !e || e.offsetParent === null ? null : e.innerText""", css)
 
 
 def strokes(b):
@@ -323,7 +381,7 @@ def test_photographs_are_shown_in_their_colours(page, tmp_path):
     write_map(tmp_path/'map.html', **own)
     page.requests() # of the grey page
     page.open(tmp_path/'map.html')
-    wait(page, "document.body.dataset.ready === 'yes' && !painting")
+    wait(page, READY)
     for i in (5, 19, 33):
         page.pointer(('move', *where(page, i)), 'down', 'up')
         wait(page, f'chosen === {i} && !painting')
@@ -334,25 +392,25 @@ def test_photographs_are_shown_in_their_colours(page, tmp_path):
     middle = page.js("""const [x, y] = spot(33), r = devicePixelRatio;
         return [...pen.getImageData(Math.round(x*r), Math.round(y*r), 1, 1).data]""")
     assert np.argmax(middle[:3]) == 33 % 3 and np.ptp(middle[:3]) > 120
-    assert answers(page) == expected(0, 33)
+    assert answers(page) == expected(1, 33)
 
 
 def test_a_click_asks_for_neighbours_and_escape_clears(page):
-    page.pointer(('move', *where(page, 19)), 'down', 'up')
-    wait(page, 'chosen === 19 && !painting')
-    assert answers(page) == expected(0, 19)
-    right = sum(kind == 'right' for _, kind, _ in expected(0, 19))
+    page.pointer(('move', *where(page, 18)), 'down', 'up')
+    wait(page, 'chosen === 18 && !painting')
+    assert answers(page) == expected(1, 18)
+    right = sum(kind == 'right' for _, kind, _ in expected(1, 18))
     assert 0 < right < K and f'{right} of the {K} nearest' in shown(page, '#query')
-    lines = page.js(LINES, 19, [j for j, *_ in expected(0, 19)])
-    for (j, kind, _), colours in zip(expected(0, 19), lines):
+    lines = page.js(LINES, 18, [j for j, *_ in expected(1, 18)])
+    for (j, kind, _), colours in zip(expected(1, 18), lines):
         wanted = (21, 128, 61) if kind == 'right' else (220, 38, 38)
         assert any(np.abs(np.subtract(c[:3], wanted)).max() < 25 and c[3] > 128 for c in colours), j
-    page.click('input[name=space][value="1"]')
+    page.click('input[name=space][value="0"]')
     wait(page, '!flight')
-    assert answers(page) == expected(1, 19) # the same image, its neighbours in the other embedding
+    assert answers(page) == expected(0, 18) # the same image, its neighbours in the other embedding
     page.click('#near li:nth-child(2) button')
-    other = expected(1, 19)[1][0]
-    assert page.js('return chosen') == other and answers(page) == expected(1, other)
+    other = expected(0, 18)[1][0]
+    assert page.js('return chosen') == other and answers(page) == expected(0, other)
     page.press('Escape')
     wait(page, '!painting')
     assert page.js('return [chosen, hovered]') == [-1, -1] and shown(page, '#answer') is None and shown(page, '#help')
@@ -361,16 +419,16 @@ def test_a_click_asks_for_neighbours_and_escape_clears(page):
 def test_switching_moves_the_points_through_the_places_between(page):
     def at(): return page.js('return Array.from({length: N}, (_, i) => spot(i))')
     start, before = np.array(at()), shown(page, '#now')
-    page.click('input[name=space][value="1"]')
+    page.click('input[name=space][value="0"]')
     way = []
     while page.js('return flight'): way.append(np.array(at()))
     end = np.array(at())
     assert np.abs(end - start).max() > 50 and shown(page, '#now') != before
     assert any(np.abs(w - start).max() > 1 and np.abs(w - end).max() > 1 for w in way)
+    page.click('input[name=space][value="1"]')
     page.click('input[name=plane][value="1"]')
     wait(page, '!flight')
-    assert np.abs(np.array(at()) - end).max() > 20
-    page.click('input[name=space][value="0"]')
+    assert np.abs(np.array(at()) - start).max() > 20
     page.click('input[name=plane][value="0"]')
     wait(page, '!flight')
     assert np.allclose(at(), start, atol=1e-3)
@@ -392,8 +450,8 @@ def test_wheel_zooms_at_the_pointer_and_dragging_moves(page):
 
 def test_everything_can_be_reached_by_keys(page):
     page.press('Tab')
-    page.press('Right') # the first choice: embedding
-    wait(page, 'space === 1 && !flight')
+    page.press('Left') # the first choice: embedding
+    wait(page, 'space === 0 && !flight')
     for _ in range(9):
         if page.js("return document.activeElement.id") == 'map': break
         page.press('Tab')
@@ -407,7 +465,7 @@ def test_everything_can_be_reached_by_keys(page):
     second = page.js('return hovered')
     assert second != first and where(page, second)[0] > before[0]
     page.press('Enter')
-    assert page.js('return chosen') == second and answers(page) == expected(1, second)
+    assert page.js('return chosen') == second and answers(page) == expected(0, second)
     page.press('+')
     assert page.js('return view.k') == 1.5
     page.press('0')
@@ -430,6 +488,121 @@ def test_it_fits_the_window_and_the_eye(page, tmp_path, width, scheme):
     page.screenshot(tmp_path/'page.png')
     picture = np.asarray(Image.open(tmp_path/'page.png').convert('L'))
     assert picture.std() > 10 and (picture.mean() < 80 if scheme == 'dark' else picture.mean() > 170)
+
+
+def opened(b, path, **given_):
+    write_map(path, **given_)
+    b.console(), b.requests()
+    b.open(path)
+    wait(b, READY)
+    return b
+
+
+def sought(b): return b.js('return Array.from(lit.keys()).filter(i => lit[i])')
+
+
+def test_failures_are_those_that_the_recall_counts(page):
+    "With and without a label for each image, in both embeddings."
+    for own in (toy(), toy() | dict(labels=torch.where(torch.arange(N) % 5 == 0, -1, torch.arange(N) % CLASSES))):
+        opened(page, page.path, **own)
+        page.click('#failures')
+        for space, (name, near) in enumerate(own['neighbors'].items()):
+            page.click(f'input[name=space][value="{space}"]')
+            labels = own['labels'].numpy()
+            first = [next((j for j in row if labels[j] >= 0), None) for row in near.tolist()]
+            asked = [i for i in range(N) if labels[i] >= 0 and first[i] is not None]
+            fails = [i for i in asked if labels[first[i]] != labels[i]]
+            assert sought(page) == fails and shown(page, '#count').startswith(f'{len(fails)} of {N} images')
+            assert content(page.path)['spaces'][space]['full'] == f'{100*(1 - len(fails)/len(asked)):.1f} %'
+        wait(page, '!flight && !painting')
+        away = next(i for i in range(N) if i not in fails)
+        page.pointer(('move', *where(page, away)))
+        assert page.js('return hovered') != away # a pale one is passed over
+        page.press('Escape')
+        page.press('Escape')
+        assert len(sought(page)) == N and not page.js("return $('failures').checked")
+
+
+def test_names_are_searched_and_folders_are_colours(page):
+    files = [f'{"ab"[i % 2]}/{"sub/"*(i % 3 == 0)}P_{i:03d} #ü.jpg' for i in range(N)]
+    files[7] = 'top\udcff.jpg'
+    own = toy(colour=True) | dict(labels=None, names=None, files=files, folder=page.path.parent/'my photos')
+    opened(page, page.path, **own)
+    assert shown(page, '#failures') is None and shown(page, '#scores') is None
+    page.click('#find')
+    for key in 'p_01': page.press(key)
+    assert sought(page) == list(range(10, 20)) and shown(page, '#count') == f'10 of {N} images:'
+    assert page.js('return document.querySelectorAll("#found button").length') == 10
+    page.press('Enter') # the first one
+    assert page.js('return chosen') == 10 and shown(page, '#query').startswith(broken(files[10]))
+    link = page.js('return document.querySelector("#query a").href')
+    assert link == (page.path.parent/'my photos'/files[10]).as_uri()
+    assert answers(page) == [[j, '', broken(files[j])] for j in own['neighbors']['after'][10].tolist()]
+    page.js('choose(7)')
+    assert page.js('return document.querySelector("#query a").href').endswith('/my%20photos/top%ff.jpg')
+    page.press('Escape'), page.press('Escape')
+    assert len(sought(page)) == N and shown(page, '#groups') is None
+    page.js("$('tint').value = 1; $('tint').onchange()")
+    rows = page.js('return [...document.querySelectorAll("#legend button")].map(b => b.innerText.split("\\n"))')
+    folders = [f.rpartition('/')[0] for f in files]
+    sizes = {broken(f) or '(not in a folder)': str(folders.count(f)) for f in set(folders)}
+    assert dict(rows) == sizes and [int(n) for _, n in rows] == sorted(map(int, sizes.values()), reverse=True)
+    page.click('#legend button')
+    group = page.js('return data.files.folders[only]')
+    assert sought(page) == [i for i in range(N) if folders[i] == group]
+    page.click('#all')
+    assert len(sought(page)) == N
+
+
+def many(n=5000, colour=True):
+    "More images than are drawn at once, alternately cyan and red; or, without colour, two blank ones and one all ink."
+    g = np.random.default_rng(0)
+    xy = np.stack([np.arange(n) % 71, np.arange(n)//71], 1) + g.uniform(-0.3, 0.3, (n, 2))
+    red = 255*(torch.arange(n) % 2)
+    images = torch.stack([red, 255 - red, 255 - red], 1).to(torch.uint8)[..., None, None].expand(-1, 3, 60, 60)
+    if not colour: images = (255*(torch.arange(n) % 3 == 2)).to(torch.uint8)[:, None, None].expand(-1, 28, 28)
+    near = (np.arange(n)[:, None] + np.arange(1, 6)) % n
+    return dict(title='', text='', images=images, maps={'a': {'p': xy}}, neighbors={'a': near})
+
+
+def test_of_many_the_points_come_first_and_only_what_is_seen_is_decoded(page):
+    opened(page, page.path, **many())
+    def decoded(): return page.js('return sheets.filter(s => s.picture).length')
+    def seen(): return page.js('return look(side()).map(list => list.length)')
+    assert page.js('return sheets.length') == 20 and decoded() == 0 and seen() == [0, 5000, 0]
+    assert strokes(page) > 5000
+    page.pointer(('move', *where(page, 2500)), 'down', 'up')
+    wait(page, 'chosen === 2500 && !painting && !loading')
+    assert [j for j, *_ in answers(page)] == [2501, 2502, 2503, 2504, 2505]
+    assert shown(page, '#query') == 'image 2500' and 1 <= decoded() <= 6
+    page.press('Escape')
+    page.js('zoom(8, ...spot(1000))')
+    wait(page, '!painting && !loading')
+    assert seen()[2] > 20 and sum(seen()) < 400 and 1 <= decoded() < 20
+
+
+@pytest.mark.parametrize('colour', [True, False])
+def test_no_line_at_the_edge_of_an_image(page, colour):
+    "Beside cyan ones a red image stays red to its edge, beside ink a blank one stays blank, at every size."
+    opened(page, page.path, **many(colour=colour))
+    for k in (8, 13, 30):
+        page.js(f'fit(); zoom({k}, ...spot(1000)); hover(-1)')
+        wait(page, '!painting && !loading')
+        found = page.js("""const s = side(), w = canvas.width, pixels = pen.getImageData(0, 0, w, canvas.height).data;
+            const inside = i => spotX(i) > s && spotY(i) > s && spotX(i) < width - s && spotY(i) < height - s;
+            const channel = data.ink ? 3 : 0; // opacity, red
+            const apart = (i, j) => Math.max(Math.abs(spotX(i) - spotX(j)), Math.abs(spotY(i) - spotY(j)));
+            const alone = [...look(s)[2]].filter((i, _, all) => inside(i) &&
+                all.every(j => i === j || apart(i, j) > s + 2));
+            return alone.map(i => {
+              const values = [], x = spotX(i), y = spotY(i);
+              for (let b = Math.ceil(y - s/2); b + 1 <= y + s/2; b++)
+                for (let a = Math.ceil(x - s/2); a + 1 <= x + s/2; a++) values.push(pixels[4*(b*w + a) + channel]);
+              return [data.ink ? i % 3 === 2 : i % 2 === 1, Math.min(...values), Math.max(...values)]; })""")
+        assert len(found) > 3
+        for full, least, most in found:
+            if not full: assert most < 20, (k, most)
+            elif colour: assert least > 235, (k, least) # ink fades into the ground
 
 
 def test_the_page_of_photos_shows_every_photo(browser, tmp_path):
