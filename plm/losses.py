@@ -44,8 +44,8 @@ def distance_regression(
         f"give a similarity for each pair, and two points at least: got {tuple(s.shape)} for {tuple(d.shape)}.")
     if b is None: unlike.fill_diagonal_(0) # nobody is paired with itself
     if delta is None: delta = d.detach().mean()/unlike.mean().clamp_min(1e-10)
-    pairs = len(a)*(len(a) - 1) if b is None else d.numel()
-    return (delta*unlike - d).square().sum()/pairs
+    error2 = (delta*unlike - d).square()
+    return error2.sum()/(len(a)*(len(a) - 1)) if b is None else error2.mean()
 
 # %% ../nbs/07_losses.ipynb #88b12e36
 @full_precision
