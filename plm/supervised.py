@@ -378,9 +378,10 @@ def serving_table(
     for pair, there in _pairs(rows).items():
         own = {(r['metric'], r['seed']): float(r['value']) for r in rows if (r['dataset'], r['loss']) == pair}
         def of(metric): return [value for (name, _), value in own.items() if name == metric]
+        if not of('w_own'): continue
         gains = [interval([a - b for a, b in zip(of(metric), of('recall_at_1'))]) for metric in SERVED]
         w = [f'{sum(of(name))/len(of(name)):.2f}' for name in ('w_spread', 'w_own')]
-        if of('w_own'): lines.append([*pair, *(gain_and_interval(*g) for g in gains), *w])
+        lines.append([*pair, *(gain_and_interval(*g) for g in gains), *w])
     return ['data set', 'loss', 'adaptive', '32 re-ranked', 'w of the class', 'deviation of w', 'between images'], lines
 
 def plot_gains(

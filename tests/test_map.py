@@ -650,8 +650,8 @@ def test_sly_names_are_shown_as_text_on_the_page_of_photos(browser, tmp_path):
 def test_sly_names_are_shown_as_text_on_the_map(browser, tmp_path):
     labels = torch.arange(12) % 6
     xy = {'t-SNE': np.random.default_rng(0).random((12, 2))}
-    write_map(tmp_path/'m.html', SLY[0], SLY[1], torch.randint(0, 256, (12, 1, 9, 9), dtype=torch.uint8), labels,
-              {SLY[2]: xy}, {SLY[2]: ranking(torch.rand(12, 3), 4)}, SLY)
+    write_map(tmp_path/'m.html', SLY[0], SLY[1], torch.randint(0, 256, (12, 1, 9, 9), dtype=torch.uint8),
+              {SLY[2]: xy}, {SLY[2]: ranking(torch.rand(12, 3), 4)}, labels, SLY)
     browser.console(), browser.requests()
     browser.open(tmp_path/'m.html')
     wait(browser, "document.body.dataset.ready === 'yes' && !painting")
