@@ -163,8 +163,8 @@ def store_features(
             f.write(found.numpy().tobytes())
             f.flush()
         os.fsync(f.fileno())
+        os.replace(part, file) # before somebody who waits opens the part
     encoder.train(training)
-    os.replace(part, file)
 
 def load_features(
     file: str | Path, # written by `store_features`

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import copy, math
 from pathlib import Path
-from typing import Literal
 import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
@@ -14,7 +13,7 @@ from pydantic import Field, model_validator
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor, nn
-from .checkpoint import code_of, fingerprint, load_state, save_state
+from .checkpoint import code_of, fingerprint, save_state
 from .core import Constants, check_embeddings, gain_and_interval, generator_at, mean_and_std, one_of, read_constants
 from .datasets import load_labels
 from .encoder import Encoder, embed
@@ -313,11 +312,12 @@ def run_all(
     start = {seed: fingerprint(*data.state(seed).values()) for seed in p.seeds}
     files, jobs = {}, {}
     for loss, variant, seed in p.runs():
-        own = (plm, p.unsupervised) if loss == 'plm' else (p.losses[loss], p.train, labels)
-        ranks = [x for x in p.ranking(loss, variant) if x]
+        shared_by = plm, p.unsupervised.epochs # λ is what `ranking` says: no part of a loss alone
+        if loss != 'plm': shared_by = p.losses[loss].model_dump(exclude={'weight'}), p.train, labels
+        own = *shared_by, *(x for x in p.ranking(loss, variant) if x)
         name = f'{loss}-{variant}-{seed}'
         what = f'{dataset}, {loss}, {variant}, seed {seed}'
-        file = Path(scratch)/'namr'/f'{name}-{fingerprint(name, alike, start[seed], *own, *ranks)}.pt'
+        file = Path(scratch)/'namr'/f'{name}-{fingerprint(name, alike, start[seed], *own)}.pt'
         files[loss, variant, seed] = file
         jobs[file] = what, (loss, variant, seed, p, data, shared, plm, device, scratch)
     run_jobs(_train, jobs, f'namr {dataset}', p.workers, device)

@@ -333,6 +333,7 @@ def test_a_run_is_found_again_until_something_that_decides_it_changes(tmp_path, 
     ranked = {key for key in everything if key[1] in RANKED}
     assert renamed() == set() and renamed(replace(p, structure=replace(p.structure, alpha=9))) == ranked
     assert renamed(replace(p, structure=replace(p.structure, C=9))) == ranked - {('triplet', 'nasa')}
+    assert renamed(other_loss(weight=9.)) == {('triplet', 'flat'), ('triplet', 'namr')}
     assert renamed(other_loss(margin=2.)) == labelled == renamed(replace(p, train=replace(p.train, epochs=2)))
     assert renamed(replace(p, unsupervised=replace(p.unsupervised, epochs=2))) == everything - labelled
     assert renamed(plm=replace(UNLABELLED, m=1)) == everything - labelled
