@@ -89,7 +89,7 @@ def compare_with_published(
 # %% ../nbs/23_report.ipynb #4393f2bf
 def versions() -> dict[str, str]: # name -> version
     "Versions of Python and of the packages that can change a result."
-    packages = ('plm', 'torchvision', 'numpy', 'scipy', 'scikit-learn', 'pytorch-metric-learning', 'matplotlib',
+    packages = ('plm-metric', 'torchvision', 'numpy', 'scipy', 'scikit-learn', 'pytorch-metric-learning', 'matplotlib',
                 'pillow', 'fonttools')
     return {'python': platform.python_version(), 'platform': f'{platform.system()} {platform.machine()}',
             'faiss': faiss.__version__, 'torch': str(torch.__version__), # torch's own word says for which CUDA
