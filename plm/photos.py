@@ -18,8 +18,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from .core import FULL_DISK, alone_in, progress, whole_file
 
 # %% auto #0
-__all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'pixel_sum', 'decode_image', 'Written', 'write_photos',
-           'skipped_line']
+__all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'pixel_sum', 'decode_image', 'decode_images', 'Written',
+           'write_photos', 'skipped_line']
 
 # %% ../nbs/16_photos.ipynb #28fadff4
 _SIGNED = ('JPEG', 'PNG', 'GIF', 'WEBP', 'AVIF', 'TIFF', 'BMP', 'JPEG2000', 'PPM') # known by their first bytes
@@ -317,6 +317,27 @@ def _grey_as_rgb(values, notes):
 _COMMIT = 5. # seconds of work that a kill can cost
 _AHEAD = 8 # decoded photos per worker that may wait for a slow one before them
 
+def decode_images(
+    files, # paths, in any number
+    side: int = 256, # S of the squares, as in `decode_image`
+    squeeze: bool = False, # as there
+    workers: int | None = None, # threads; default: one for each core that this process may use
+): # yields (pixels uint8 (3, S, S) or None, note, sum of the pixels or None) for each file, in order
+    "Decode files ahead of whoever asks for them; a few are in memory at a time."
+    def work(file):
+        pixels, note = _decode(Path(file), side, squeeze)
+        return pixels, note, None if pixels is None else pixel_sum(pixels)
+    workers = workers or _cores()
+    files, waiting = iter(files), deque()
+    with _quiet(), ThreadPoolExecutor(workers) as pool:
+        while True:
+            some = itertools.islice(files, _AHEAD*workers - len(waiting))
+            waiting.extend(pool.submit(work, file) for file in some)
+            if not waiting: return
+            yield waiting.popleft().result()
+
+def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
 class Written(NamedTuple):
     "What became of the files."
     kept: np.ndarray # int64 (M,): row i of the array is files[kept[i]]; ascending
@@ -347,17 +368,15 @@ def _write(files, out, side, workers, drop_duplicates, squeeze, scratch, passed)
         images.flush() # the rows first
         with whole_file(state) as tmp: tmp.write_text(json.dumps([fingerprint, *done]))
     row, committed = sum(digest is not None for digest, _ in done), time.monotonic()
-    with _quiet(), ThreadPoolExecutor(workers) as pool:
-        decoded = _in_order(pool, files[len(done):], side, squeeze, _AHEAD*workers)
-        decoded = _without_twins(decoded, done, name, drop_duplicates)
-        for pixels, note, digest in progress(decoded, 'decoding photos', len(files) - len(done)):
-            if digest is not None:
-                images[row] = pixels
-                row += 1
-            done.append([digest, note])
-            if time.monotonic() - committed > _COMMIT:
-                commit()
-                committed = time.monotonic()
+    decoded = _without_twins(decode_images(files[len(done):], side, squeeze, workers), done, name, drop_duplicates)
+    for pixels, note, digest in progress(decoded, 'decoding photos', len(files) - len(done)):
+        if digest is not None:
+            images[row] = pixels
+            row += 1
+        done.append([digest, note])
+        if time.monotonic() - committed > _COMMIT:
+            commit()
+            committed = time.monotonic()
     commit()
     report = _report(out, done, name, passed)
     _finish(part, out, images[:row])
@@ -366,17 +385,6 @@ def _write(files, out, side, workers, drop_duplicates, squeeze, scratch, passed)
                                  f"{done[0][1]}. {report} says why for each.")
     kept = np.array([i for i, (digest, _) in enumerate(done) if digest], np.int64)
     return Written(kept, {i: note for i, (_, note) in enumerate(done) if note})
-
-def _in_order(pool, files, side, squeeze, ahead):
-    "Yield (pixels, note, sum) for each file in order; at most `ahead` are under way."
-    def work(file):
-        pixels, note = _decode(file, side, squeeze)
-        return pixels, note, None if pixels is None else pixel_sum(pixels)
-    files, waiting = iter(files), deque()
-    while True:
-        waiting.extend(pool.submit(work, file) for file in itertools.islice(files, ahead - len(waiting)))
-        if not waiting: return
-        yield waiting.popleft().result()
 
 def _without_twins(decoded, done, name, drop_duplicates):
     "Name the earlier photo of the same pixels in the note; perhaps take the sum away: the photo gets no row."
@@ -395,7 +403,7 @@ def _checked(files, out, side, workers, scratch):
     _check_side(side)
     if not files: raise ValueError("files is empty: name at least one image, for instance list_images(folder).files.")
     if out.suffix != '.npy': raise ValueError(f"out must end in .npy, got {str(out)!r}.")
-    if workers is None: workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if workers is None: workers = _cores()
     if workers < 1: raise ValueError(f"workers must be at least 1, got {workers}.")
     scratch = Path(scratch or out.parent)
     for folder in (out.parent, scratch): folder.mkdir(parents=True, exist_ok=True)

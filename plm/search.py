@@ -4,7 +4,9 @@
 
 # %% ../nbs/30_search.ipynb #b965f3a3
 from __future__ import annotations
-import csv, hashlib, io, json, math, os, shlex, sys
+import csv, hashlib, json, math, os
+from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 import faiss, numpy as np, torch
@@ -13,73 +15,27 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from .backbones import FeatureNet, forward_seconds, join_frozen
 from .checkpoint import load_state, save_state
-from .core import (Constants, check_embeddings, format_bytes, format_seconds, pick_device, progress, read_constants,
-                      whole_file)
+from .core import Constants, check_embeddings, pick_device, progress, read_constants, text_table, whole_file
 from .encoder import Encoder, embed
 from .methods import PLM, PLMConstants
 from .params import read_yaml
-from .photos import decode_image, list_images, pixel_sum
-from .plots import thumbnails
+from .photos import decode_image, pixel_sum
 from .pretraining import new_encoder
-from .report import data_url, render
 from .training import TrainConstants
 from .transfer import file_digest
 
 # %% auto #0
-__all__ = ['FLAT_UP_TO', 'Chosen', 'choose_photos', 'chosen_photos', 'PhotosConstants', 'load_photos', 'batch_for',
-           'training_seconds', 'begin_photos', 'build_index', 'photos_encoder', 'Search', 'write_photos_page']
-
-# %% ../nbs/30_search.ipynb #35de9b91
-class Chosen(NamedTuple):
-    "The photos that the pipeline is to use."
-    folder: str # its full path; all names are relative to it
-    names: list[str] # in the order of `plm.photos.list_images`
-    labels: list[str | None] | None # a label or None for each; None if nothing tells labels
-    labels_csv: str | None # full path of the file that told the labels; None: the subfolders did
-    exclude: list[str] = [] # patterns of what is left out
-    passed: dict[str, str] = {} # links and what may not be read, and why it was passed over
-
-    def save(self,
-        to: str | Path = 'runs/photos', # gets listing.json and labels.json
-    ):
-        "Write the choice. The same photos give the same bytes."
-        states = [os.stat(os.path.join(self.folder, name)) for name in self.names]
-        listing = dict(folder=self.folder, names=self.names, states=[(s.st_size, s.st_mtime_ns) for s in states],
-                       exclude=self.exclude, passed=self.passed)
-        labels = dict(labels=self.labels, labels_csv=self.labels_csv)
-        for name, content in dict(listing=listing, labels=labels).items(): # as ASCII, since a name need not be text
-            with whole_file(Path(to)/f'{name}.json') as tmp: tmp.write_text(json.dumps(content, indent=0))
-
-def choose_photos(
-    folder: str | Path, # searched with all its subfolders
-    labels_csv: str | Path | None = None, # a CSV with columns `file` and `label`; None: the subfolders tell, if two do
-    exclude: list[str] = (), # patterns of what is left out, as in `list_images`
-) -> Chosen:
-    "List a folder for the pipeline. Errors as in `plm.photos.list_images`."
-    folder, labels_csv = (os.path.abspath(os.path.expanduser(path)) if path else None for path in (folder, labels_csv))
-    found = list_images(folder, labels_csv, exclude)
-    labels = None if found.labels is None else [found.names[i] if i >= 0 else None for i in found.labels]
-    names = [file.relative_to(folder).as_posix() for file in found.files]
-    return Chosen(folder, names, labels, labels_csv, list(exclude), found.passed)
-
-def chosen_photos(
-    to: str | Path = 'runs/photos', # where `Chosen.save` wrote
-) -> Chosen:
-    "What was chosen last. `FileNotFoundError` says how to choose."
-    try: listing, labels = (json.loads((Path(to)/f'{name}.json').read_text()) for name in ('listing', 'labels'))
-    except FileNotFoundError:
-        raise FileNotFoundError("no photos have been chosen yet. Run: make photos FOLDER=/my/photos") from None
-    del listing['states']
-    return Chosen(**listing, **labels)
+__all__ = ['PHOTOS_FILE', 'FLAT_UP_TO', 'PhotosConstants', 'load_photos', 'batch_for', 'training_seconds', 'build_index',
+           'photos_encoder', 'printable', 'Found', 'Search']
 
 # %% ../nbs/30_search.ipynb #5d63d03e
+PHOTOS_FILE = files('plm')/'web/photos.yaml' # the constants as they come with the package
+
 class PhotosConstants(Constants):
-    "What `make photos` runs."
+    "How photos are seen, and how a network is trained on them."
     seed: int # of the run
     device: str # 'auto', 'cpu', 'cuda', ...
     side: int = Field(ge=32) # S, of the stored squares, in pixels (published: 256)
-    frozen: bool # the backbone stays, what is behind it is trained on stored features (ours); False: all is trained
-    views: int = Field(ge=1) # V, stored views of each photo, if frozen (ours)
     train: TrainConstants # backbone and budget
     plm: PLMConstants # of the method
 
@@ -95,9 +51,9 @@ class PhotosConstants(Constants):
         return self
 
 def load_photos(
-    path: str | Path = 'pipelines/photos/params.yaml', # the file
+    path: str | Path = PHOTOS_FILE, # the file
 ) -> PhotosConstants:
-    "Read and check the constants of `make photos`. `FileNotFoundError` or `ValueError` name what is wrong."
+    "Read and check the constants. `FileNotFoundError` or `ValueError` name what is wrong."
     raw = read_yaml(path)
     kinds = dict(train=TrainConstants, plm=PLMConstants)
     sections = {name: read_constants(kind, raw[name], name) for name, kind in kinds.items() if name in raw}
@@ -118,41 +74,11 @@ def batch_for(
 # %% ../nbs/30_search.ipynb #60b67b8b
 def training_seconds(
     encoder: Encoder, # on the device that will train
-    p: PhotosConstants, # crop, views, epochs
+    train: TrainConstants, # crop, epochs
     n: int, # photos
 ) -> float:
-    "About how long it takes, from what a forward pass takes."
-    passes = 1 + p.views if p.frozen else 5*p.train.epochs
-    return forward_seconds(encoder, p.train.crop)*n*(passes + 3) # three: before, after, and the backbone's own
-
-# %% ../nbs/30_search.ipynb #0a05584d
-def begin_photos(
-    folder: str = '', # the photos; '': those of the last time
-    labels_csv: str = '', # a CSV of labels; '': subfolders, or without a folder those of the last time
-    params: str | Path = 'pipelines/photos/params.yaml', # the constants
-    to: str | Path = 'runs/photos', # where the choice is kept
-    exclude: str = '', # patterns of what is left out, as a shell splits them; '': none, or those of the last time
-):
-    "List the photos and say what is coming; ends the program with one line if something is wrong."
-    try:
-        if not folder:
-            last = chosen_photos(to)
-            folder, labels_csv = last.folder, labels_csv or last.labels_csv
-            exclude = exclude or shlex.join(last.exclude)
-        chosen, p = choose_photos(folder, labels_csv, shlex.split(exclude)), load_photos(params)
-        n, device = len(chosen.names), pick_device(p.device)
-        train = batch_for(p, n)
-        seconds = training_seconds(new_encoder(train, begin=True).to(device), p, n)
-        chosen.save(to) # last, so that a mistake leaves the choice before it in force
-    except (OSError, ValueError, ImportError, RuntimeError) as e: sys.exit(f'make photos: {e}'.replace('\n', ' '))
-    given = [label for label in chosen.labels or () if label is not None]
-    source = chosen.labels_csv or 'the subfolders'
-    labels = (f"{len(set(given))} labels on {len(given):,} of them, from {source}: for the figures at the end only, "
-              "training does not see them" if given else "no labels, none are needed")
-    print(f"{n:,} images in {chosen.folder}; {labels}.\nDecoded once to {p.side} x {p.side} pixels: "
-          f"{format_bytes(n*3*p.side**2)} in runs/photos.\nTraining, if this list has not been trained on yet: "
-          f"{train.epochs} epochs {'behind' if p.frozen else 'of'} {train.backbone} at {train.crop} pixels, about "
-          f"{format_seconds(seconds)} on {device}.")
+    "About how long the training of a whole network takes, from what a forward pass takes."
+    return forward_seconds(encoder, train.crop)*n*(5*train.epochs + 1) # the search embeds them once more
 
 # %% ../nbs/30_search.ipynb #2273b552
 FLAT_UP_TO = 100_000 # photos; beyond, a search of all takes longer than one wants to wait (ours)
@@ -176,31 +102,48 @@ def photos_encoder(
     train: TrainConstants, # that describe it
     frozen: bool, # True: what `join_frozen` makes, of a backbone and what was trained behind it
 ) -> Encoder: # somebody will load its state
-    "An encoder of photos such as `make photos` leaves."
+    "An encoder of photos such as `Search.save` leaves."
     encoder = new_encoder(train)
     if not frozen: return encoder
     return join_frozen(encoder, Encoder(lambda: FeatureNet(encoder.backbone.out_features), train.dim))
 
 _FILES = 'encoder.pt', 'files.csv', 'embeddings.npy', 'index.faiss'
+_FORMAT = 2 # of search.json, and of what the files mean
 
 def _own(made): return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 def _checked(folder):
     "What search.json says, if it and all files that it names are as they were written, in one go."
-    again = 'Make the search again: make photos'
+    again = 'Make the search again: plm index'
     try:
         made = json.loads((folder/'search.json').read_text())
         whole = made.pop('sum') == _own(made)
     except (ValueError, KeyError, AttributeError, TypeError): whole = False # no JSON, or none of ours
-    if not whole: raise ValueError(f"{folder/'search.json'} is damaged, or of another version. {again}")
+    if not whole: raise ValueError(f"{folder/'search.json'} is damaged, or no search of ours. {again}")
+    if made.get('format') != _FORMAT: raise ValueError(
+        f"{folder} was written by plm {made.get('plm', 'of an earlier version')} in another format. {again}")
     for name, expected in made['sums'].items():
         if not (folder/name).exists(): raise FileNotFoundError(f"{folder/name} is missing. {again}")
         if file_digest(folder/name) != expected: raise ValueError(
             f"{folder/name} is damaged, or was not saved together with the other files there. {again}")
     return made
 
+def printable(
+    path: str, # a path as Python has it, which need not be text
+) -> str:
+    "A path that can be printed anywhere."
+    return os.fsencode(path).decode('utf-8', 'backslashreplace')
+
+class Found(NamedTuple):
+    "What was found, nearest first. It unpacks to paths and distances, and prints as a table."
+    paths: list[str] # of the photos; they open if the search knows the folder
+    distances: np.ndarray # (k,), 0 (same) to 2
+    def __repr__(self):
+        lines = [[f'{d:.3f}', printable(path)] for path, d in zip(self.paths, self.distances)]
+        return text_table(['distance', 'photo'], lines) if lines else 'nothing was found'
+
 class Search:
-    "Photos found by likeness: the trained encoder, the photos' embeddings, and a FAISS index of them."
+    "Photos found by likeness: an encoder, the photos' embeddings, and a FAISS index of them."
     def __init__(self,
         encoder: Encoder, # trained
         train: TrainConstants, # that describe it
@@ -209,31 +152,39 @@ class Search:
         sums: list[str], # N sums of their pixels, as `plm.photos.pixel_sum` gives them
         z: Tensor, # (N, d) their embeddings
         index: faiss.Index | None = None, # of these embeddings; None: built here
+        folder: str | None = None, # in which the files lie; None: what is found are names
     ):
         if not len(files) == len(sums) == len(z):
             raise ValueError(f"there are {len(files)} names, {len(sums)} sums and {len(z)} embeddings: give one each.")
         check_embeddings(z)
         self.encoder, self.train, self.side, self.files = encoder.eval(), train, side, list(files)
         self.sums, self.z, self.index = list(sums), z.cpu(), build_index(z) if index is None else index
+        self.folder = folder
+
+    def __repr__(self):
+        where = f' of {printable(self.folder)}' if self.folder else ''
+        return (f'Search: {len(self.files):,} photos{where}, seen by {self.train.backbone} ({self.train.weights}) at '
+                f'{self.train.crop} pixels, {self.z.shape[1]} numbers each, {type(self.index).__name__}')
 
     @classmethod
     def load(cls,
-        folder: str | Path = 'results/photos', # written by `save`, or by `make photos`
+        folder: str | Path, # written by `save`
         device: str = 'auto', # for new photos
     ) -> Search:
         "Read what `save` wrote. `FileNotFoundError` if a file lacks, `ValueError` if one is not as it was written."
         folder = Path(folder)
         if not (folder/'search.json').exists():
-            raise FileNotFoundError(f"there is no search in {folder}. Make it: make photos FOLDER=/my/photos")
+            raise FileNotFoundError(f"there is no search in {folder}. Make it: plm index /my/photos")
         made = _checked(folder)
         train = TrainConstants(**made['train'])
         encoder = photos_encoder(train, made['frozen'])
-        encoder.load_state_dict(load_state(folder/'encoder.pt', maker='make photos'))
+        encoder.load_state_dict(load_state(folder/'encoder.pt', maker='plm index'))
         with open(folder/'files.csv', newline='', encoding='utf-8', errors='surrogateescape') as f:
-            files, sums = zip(*((row['file'], row['sum']) for row in csv.DictReader(f)))
+            names, sums = zip(*((row['file'], row['sum']) for row in csv.DictReader(f)))
         index = faiss.read_index(os.fspath(folder/'index.faiss'))
         z = torch.from_numpy(np.load(folder/'embeddings.npy', allow_pickle=False))
-        return cls(encoder.to(pick_device(device)), train, made['side'], files, sums, z, index)
+        return cls(encoder.to(pick_device(device)), train, made['side'], names, sums, z, index,
+                   made['folder'])
 
     def save(self,
         folder: str | Path, # made if missing; gets search.json, encoder.pt, files.csv, embeddings.npy, index.faiss
@@ -246,7 +197,8 @@ class Search:
             csv.writer(f).writerows([['file', 'sum'], *zip(self.files, self.sums)])
         with whole_file(folder/'embeddings.npy') as tmp, open(tmp, 'wb') as f: np.save(f, self.z.numpy())
         with whole_file(folder/'index.faiss') as tmp: tmp.write_bytes(faiss.serialize_index(self.index).tobytes())
-        made = dict(side=self.side, frozen=frozen, train=self.train.model_dump(),
+        made = dict(format=_FORMAT, plm=version('plm-metric'), folder=self.folder, side=self.side, frozen=frozen,
+                    train=self.train.model_dump(),
                     sums={name: file_digest(folder/name) for name in _FILES})
         with whole_file(folder/'search.json') as tmp: tmp.write_text(json.dumps(made | dict(sum=_own(made)), indent=1))
 
@@ -266,40 +218,35 @@ class Search:
     def find(self,
         image: str | Path | Image.Image, # a new photo: a file, or an image that is open
         k: int = 10, # how many; all, if there are fewer
-    ) -> tuple[list[str], np.ndarray]: # names, nearest first, and distances (k,), 0 to 2
+    ) -> Found:
         "The photos most like a new one. `ValueError` if it cannot be decoded."
-        return self._near(self.embed(image), k)
+        return self.near(self.embed(image), k)
 
     def neighbours(self,
         photo: str | Path | int, # one of the photos, by its name in `files` or its row
         k: int = 10, # how many; all others, if there are fewer
-    ) -> tuple[list[str], np.ndarray]: # names, nearest first, and distances (k,), 0 to 2
+    ) -> Found:
         "The photos most like one of them, itself left out. `ValueError` for a name that is not there."
         if isinstance(photo, Path): photo = photo.as_posix()
         if isinstance(photo, str) and photo not in self.files:
             raise ValueError(f"{photo!r} is not among the {len(self.files):,} photos: they have names such as "
                              f"{self.files[0]!r}. For a new photo: find.")
         row = self.files.index(photo) if isinstance(photo, str) else range(len(self.files))[photo]
-        return self._near(self.z[row:row + 1], k, leave_out=row)
+        return self.near(self.z[row:row + 1], k, leave_out=row)
 
-    def _near(self, z, k, leave_out=None):
+    def near(self,
+        z: Tensor, # (1, d) a unit vector of this space, whatever it was made of
+        k: int = 10, # how many; all, if there are fewer
+        leave_out: int | None = None, # a row that is no answer
+    ) -> Found:
+        "The photos nearest to an embedding. `ValueError` for one of another length."
         if k < 1: raise ValueError(f"k must be at least 1, got {k}.")
+        if z.shape != (1, self.z.shape[1]):
+            raise ValueError(f"the query must have shape (1, {self.z.shape[1]}), got {tuple(z.shape)}.")
         d2, rows = self.index.search(z.numpy(), min(k + (leave_out is not None), len(self.files)))
         keep = (rows[0] != leave_out) & (rows[0] >= 0) # IVF gives -1 where the cells visited hold too few
-        return [self.files[r] for r in rows[0][keep][:k]], np.sqrt(d2[0][keep][:k].clip(0))
-
-    def near_duplicates(self,
-        distance: float = 0.2, # largest distance of a pair, 0 to 2 (ours)
-    ) -> list[tuple[str, str, float]]: # two names and their distance, nearest first
-        """Photos that are nearly the same: each with the one that is nearest to it, so at most as many pairs as photos.
-        (All pairs within a crowd of N would be N²/2.) Costs as much as searching for each photo."""
-        pairs = {}
-        for part in progress(torch.arange(len(self.files)).split(1024), 'near duplicates'):
-            d2, near = self.index.search(self.z[part].numpy(), min(2, len(self.files)))
-            for i, lengths, rows in zip(part.tolist(), d2.clip(0)**0.5, near.tolist()):
-                d, j = next(((d, j) for d, j in zip(lengths.tolist(), rows) if j not in (i, -1)), (math.inf, i))
-                if d <= distance: pairs[min(i, j), max(i, j)] = d
-        return [(self.files[i], self.files[j], d) for d, (i, j) in sorted((d, pair) for pair, d in pairs.items())]
+        paths = [os.path.join(self.folder or '', self.files[r]) for r in rows[0][keep][:k]]
+        return Found(paths, np.sqrt(d2[0][keep][:k].clip(0)))
 
     def add(self,
         files: list[str | Path], # new photos
@@ -325,28 +272,3 @@ class Search:
             self.index.add(torch.cat(z).numpy())
             self.z, self.files, self.sums = torch.cat([self.z, *z]), [*self.files, *files], [*self.sums, *sums]
         return skipped
-
-# %% ../nbs/30_search.ipynb #d51a53a8
-def _jpeg(image):
-    "A photo (3, s, s) as text for a page."
-    file = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, 'JPEG', quality=80)
-    return data_url(file.getvalue())
-
-def write_photos_page(
-    path: str | Path, # the .html
-    images: Tensor | np.ndarray, # (N, 3, S, S) uint8
-    files: list[str], # N names
-    queries: list[int], # Q rows
-    found: dict[str, np.ndarray], # title -> (Q, K) rows
-    labels: list[str | None] | None = None, # of all N
-    text: list[str] = (), # paragraphs that stand above
-    tables: dict[str, list] = {}, # heading -> lines, the first of which is the header; they stand below the photos
-):
-    "A self-contained page of queries and what is near to them."
-    found = {title: rows.tolist() for title, rows in found.items()}
-    shown = sorted({*queries, *(i for rows in found.values() for row in rows for i in row)})
-    photos = {i: _jpeg(image) for i, image in zip(shown, thumbnails(images, shown, 80))}
-    page = render('photos.html', files=files, queries=queries, found=found, labels=labels, text=text, tables=tables,
-                  photos=photos)
-    with whole_file(path) as tmp: tmp.write_text(page, encoding='utf-8', errors='replace') # a name need not be text
