@@ -98,8 +98,8 @@ def _module(name, what):
     except ModuleNotFoundError as e:
         package = name.partition('.')[0]
         if e.name != package: raise
-        raise ModuleNotFoundError(f"{what} needs the package {package.replace('_', '-')}. "
-                                  f"Install it: pip install {package}.", name=package) from None
+        raise ModuleNotFoundError(f"{what} needs a package. Install it: pip install {package.replace('_', '-')}.",
+                                  name=package) from None
 
 def _timm(name, **kw):
     timm = _module('timm', f'the backbone timm:{name}')
@@ -173,7 +173,7 @@ def _read_weights(path, backbone):
         raise ValueError(f"{path} is damaged: it is not as plm has written it. Make it again.")
     try:
         if path.suffix != '.safetensors': state = torch.load(path, map_location='cpu', weights_only=True)
-        else: state = _module('safetensors.torch', 'timm', f'reading {path.name}').load_file(path)
+        else: state = _module('safetensors.torch', f'reading {path.name}').load_file(path)
     except ImportError: raise
     except Exception: # a dozen kinds for what is no such file; torch's text advises to run the code in it
         raise ValueError(f"{path} is no file of tensors, is cut off, or holds code (never run). {cure}") from None
