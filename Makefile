@@ -41,13 +41,10 @@ namr: env ## NAMR on four metric losses and in the indexes (two hours), then the
 	$(ALONE) dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
-photos: env ## FOLDER=/my/photos [LABELS=labels.csv] [EXCLUDE='*.bak previews/*']: a search of your own images
-	@python -c 'import sys; from plm.search import begin_photos; begin_photos(*sys.argv[1:3], exclude=sys.argv[3])' \
-	  "$$FOLDER" "$$LABELS" "$$EXCLUDE"
-	$(ALONE) dvc repro pipelines/photos/dvc.yaml
-	@if [ -f results/photos/recall.csv ]; then cat results/photos/recall.csv; fi
-	@python -c 'from plm.photos import skipped_line; print(skipped_line("runs/photos/data/images_skipped.csv"))'
-	@echo "Look: $(CURDIR)/results/photos/index.html"
+photos: env ## FOLDER=/my/photos [AT=/my/album]: make them searchable (plm index), and a map of them
+	plm index "$$FOLDER" --at "$${AT:-~/.plm}"
+	plm map --at "$${AT:-~/.plm}"
+	@echo "Search: $(CURDIR)/$(BIN)/plm serve --at $${AT:-~/.plm}"
 
 cars: env ## FOLDER=/my/cars [WAY=full]: all methods behind a frozen backbone, or whole; a subfolder is a class
 	$(comparison)

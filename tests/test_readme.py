@@ -28,11 +28,38 @@ def markdown(header, lines):
 
 
 def test_the_code_runs_as_it_stands():
-    code = re.findall(r'```python\n(.*?)```', PAGES[ROOT/'README.md'], re.S)
-    assert len(code) >= 2
+    pages = ROOT/'README.md', ROOT/'docs/loop.md' # the second goes on with the names of the first
+    code = [block for page in pages for block in re.findall(r'```python\n(.*?)```', PAGES[page], re.S)]
+    assert len(code) >= 3
     names = {}
     for block in code: exec(compile(block, 'README.md', 'exec'), names)
     assert names['s'].shape == (100, 100) and all(t.isfinite() for t in names['terms'].values())
+
+
+def test_readme_is_short():
+    assert len(PAGES[ROOT/'README.md'].encode()) <= 10_000
+
+
+def front_markdown():
+    "The first table: where methods begin, and where they end."
+    rows = {'where all begin': ('pretrained, components', 'pretrained'), 'SimCLR': ('simclr', 'simclr'),
+            'STML': ('stml, augmented', 'stml'), 'PLM, by distance alone': ('distance alone', None),
+            '**PLM**': ('plm', 'plm'), 'a head in closed form, no training': ('pretrained, neighbors', None)}
+    files = {'cars R@1': ('frozen/cars.csv', 0, 'recall_at_1'), 'grocery MAP@R': ('frozen/grocery.csv', 0, 'map_at_r'),
+             'glyphs R@1': ('retrieval.csv', 1, 'recall_at_1'),
+             'Omniglot R@1': ('omniglot/retrieval.csv', 1, 'recall_at_1')}
+    lines = {name: [name] for name in rows}
+    for file, side, metric in files.values():
+        found = rows_of(f'results/{file}')
+        for name, names in rows.items():
+            values = [100*float(row['value']) for row in found if metric == row['metric'] and names[side] is not None and
+                      names[side] == row.get('setting', row.get('method')) and row.get('split', 'test') == 'test']
+            lines[name].append(f'{mean(values):.1f} ± {stdev(values):.1f}' if values else '')
+    return markdown_table(['%', *files], list(lines.values()))
+
+
+def test_the_first_table_is_the_results():
+    assert blocks('front') == [('results', front_markdown())]
 
 
 def test_tables_are_the_results():
