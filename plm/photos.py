@@ -253,7 +253,8 @@ def _decode(image, side, squeeze):
 def _no_reader(image):
     path = Path(os.fsdecode(getattr(image, 'filename', image)))
     what = 'its content (camera raw, HEIF or JPEG XL)' if _format(path) or not path.suffix else path.suffix
-    return f'no reader: Pillow alone cannot decode {what}; convert it to JPEG or PNG'
+    return (f'no reader: Pillow alone cannot decode {what}; convert it to JPEG or PNG (HEIC, HEIF: or pip install '
+            'pillow-heif)')
 
 def _read(path, side, squeeze):
     info, notes = path.stat(), []

@@ -1,5 +1,5 @@
 "An album: what an update finds, what it does not do again, what a kill leaves, and what training may see."
-import io, json, os, shutil, signal, sqlite3, subprocess, sys, time
+import csv, io, json, os, shutil, signal, sqlite3, subprocess, sys, time
 from contextlib import closing
 from pathlib import Path
 import numpy as np, pytest, torch, yaml
@@ -138,13 +138,34 @@ def test_what_is_skipped_is_named_and_tried_again_with_another_reader(folder, tm
 def test_names_that_are_not_text(tmp_path):
     names = [os.fsdecode(b'caf\xe9, "1".png'), 'new\nline.png', "it's.png", "'; drop table files; --.png"]
     (tmp_path/'photos').mkdir()
-    for i, name in enumerate(names): picture(i).save(tmp_path/'plain.png'); os.rename(tmp_path/'plain.png', tmp_path/'photos'/name)
+    for i, name in enumerate(names):
+        picture(i).save(tmp_path/'plain.png')
+        os.rename(tmp_path/'plain.png', tmp_path/'photos'/name)
     album = small(tmp_path/'album')
     album.update(tmp_path/'photos')
     assert sorted(photo.name for photo in album.photos()) == sorted(names) == sorted(album.search().files)
     assert album.update() == Changes(**NOTHING | dict(same=4))
     assert os.path.exists(album.search().neighbours(names[0]).paths[0])
     album.map()
+    album.duplicates()
+
+
+def test_duplicates_are_named_with_files_of_the_same_bytes(folder, tmp_path):
+    album = small(tmp_path/'album')
+    picture(3, (600, 500)).save(folder/'large <b>.png')
+    shutil.copy(folder/'a/04.png', folder/'z copy.png')
+    before = {file: file.stat() for file in folder.rglob('*')}
+    album.update(folder)
+    found = album.duplicates()
+    with open(album.place/'duplicates.csv', newline='') as f: rows = list(csv.DictReader(f))
+    groups = [{row['file'] for row in rows if row['group'] == n and row['kind'] == 'copy'} for n in {r['group'] for r in rows}]
+    assert {'large <b>.png', 'b/03.png'} in groups and {'a/04.png', 'z copy.png'} in groups
+    assert found['copy'] == len([group for group in groups if group])
+    large, = (row for row in rows if row['file'] == 'large <b>.png')
+    assert (large['suggested'], large['width'], large['height']) == ('yes', '600', '500')
+    page = (album.place/'duplicates.html').read_text()
+    assert '<b>.png' not in page and 'large &lt;b&gt;.png' in page and '://' not in page
+    assert {file: file.stat() for file in folder.rglob('*')} == before # nothing is deleted, nor changed
 
 
 def test_the_facts_of_a_photo(tmp_path):

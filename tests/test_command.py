@@ -1,7 +1,7 @@
 "The command `plm`, as it is installed from the wheel: in an empty folder, without the repository."
 import csv, io, json, os, subprocess, sys
 from pathlib import Path
-import pytest
+import pillow_heif, pytest
 from plm.command import _COMMANDS, main, parser
 from test_album import folder, small
 from test_search import picture
@@ -29,19 +29,21 @@ def plm(tmp_path_factory):
 def test_a_newcomer_needs_no_clone(plm, folder):
     "With the real backbone, whose weights come with the package."
     run, top = plm
-    (folder/'a'/'telephone.heic').write_bytes(b'\0\0\0\x18ftypheic' + bytes(99))
+    (folder/'a'/'telephone.dng').write_bytes(b'II*\0' + bytes(99))
+    pillow_heif.from_pillow(picture(20)).save(folder/'b/telephone.heic') # with the extra `heif`
     os.rename(folder/'a/00.png', folder/'a'/os.fsdecode(b'caf\xe9.png'))
     p = run('index', folder)
     assert p.returncode == 0, p.stderr
-    assert p.stdout.startswith('13 new, 1 skipped\nSearch: 12 photos') and 'Now search: plm serve' in p.stdout
+    assert p.stdout.startswith('14 new, 1 skipped\nSearch: 13 photos') and 'Now search: plm serve' in p.stdout
     assert 'Not used: 1 of the files: 1 no reader.' in p.stdout and (top/'home/.plm/album.sqlite').exists()
     p = run('search', folder/'b/03.png', '-k', '3', '--json')
     found, = json.loads(p.stdout)
     assert found['results'][0] == dict(path=str(folder/'b/03.png'), distance=pytest.approx(0, abs=0.02))
     assert len(found['results']) == 3
-    p = run('search', folder/'b/03.png', folder/'b/05.png', '-k', '12', '--csv')
+    p = run('search', folder/'b/03.png', folder/'b/05.png', '-k', '13', '--csv')
     rows = list(csv.DictReader(io.StringIO(p.stdout)))
-    assert len(rows) == 24 and [row['rank'] for row in rows[:12]] == [str(i) for i in range(1, 13)]
+    assert len(rows) == 26 and [row['rank'] for row in rows[:13]] == [str(i) for i in range(1, 14)]
+    assert any(row['path'].endswith('telephone.heic') for row in rows)
     assert all(os.path.exists(row['path']) for row in rows) # also the one whose name is no text
     p = run('search', folder/'b/03.png', '-k', '2')
     assert p.stdout.splitlines()[1].split() == ['distance', 'photo'] and 'caf' not in p.stderr
@@ -50,6 +52,14 @@ def test_a_newcomer_needs_no_clone(plm, folder):
     closed = "import subprocess, sys; p = subprocess.Popen(sys.argv[1:], stdout=-1); p.stdout.close(); sys.exit(p.wait())"
     p = run('search', folder/'b/03.png', '--csv', before=[sys.executable, '-c', closed])
     assert (p.returncode, p.stderr) == (0, '') # who read has had enough: no error
+
+
+def test_without_the_extra_heic_is_named_with_the_cure(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'pillow_heif', None)
+    (folder/'telephone.heic').write_bytes(b'\0\0\0\x18ftypheic' + bytes(99))
+    main(['index', str(folder), '--at', str(small(tmp_path/'album').place)])
+    assert '1 no reader' in capsys.readouterr().out
+    assert 'or pip install pillow-heif' in (tmp_path/'album/skipped.csv').read_text()
 
 
 def test_help_has_an_example_of_each(capsys):

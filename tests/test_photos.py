@@ -449,7 +449,8 @@ def test_raw_and_heic_are_named_and_never_a_thumbnail(tmp_path):
     (tmp_path/'telephone.heic').write_bytes(b'\0\0\0\x18ftypheic' + bytes(200))
     save(tmp_path/'really a jpeg.heic', format='JPEG')
     found = list_images(tmp_path)
-    def note(suffix): return f'no reader: Pillow alone cannot decode {suffix}; convert it to JPEG or PNG'
+    def note(suffix): return (f'no reader: Pillow alone cannot decode {suffix}; convert it to JPEG or PNG (HEIC, HEIF: '
+                              'or pip install pillow-heif)')
     assert [decode_image(f, 32).note for f in found.files] == [note('.NEF'), '', note('.heic')]
 
 
