@@ -14,15 +14,16 @@ def plm(tmp_path_factory):
     "Run the installed program; HOME and the working folder are empty ones."
     top = tmp_path_factory.mktemp('installed')
     pip = [sys.executable, '-m', 'pip', '-q', '--disable-pip-version-check']
-    subprocess.run([*pip, 'wheel', '--no-deps', '--no-build-isolation', '-w', top/'wheel', ROOT], check=True, timeout=120)
+    subprocess.run([*pip, 'wheel', '--no-deps', '--no-build-isolation', '-w', top/'wheel', ROOT], check=True,
+                   timeout=120)
     wheel, = (top/'wheel').glob('plm_metric-*.whl')
     subprocess.run([*pip, 'install', '--no-deps', '--target', top/'site', wheel], check=True, timeout=120)
     for name in ('home', 'work'): (top/name).mkdir()
     env = {k: v for k, v in os.environ.items() if not k.startswith(('PYTHON', 'PLM_'))}
     env |= dict(HOME=str(top/'home'), PYTHONPATH=str(top/'site'), OMP_NUM_THREADS='1')
     def run(*words, before=()):
-        return subprocess.run([*before, sys.executable, top/'site/bin/plm', *words], cwd=top/'work', env=env, text=True, timeout=120,
-                              capture_output=True, errors='surrogateescape')
+        return subprocess.run([*before, sys.executable, top/'site/bin/plm', *words], cwd=top/'work', env=env, text=True,
+                              timeout=120, capture_output=True, errors='surrogateescape')
     return run, top
 
 
@@ -49,7 +50,8 @@ def test_a_newcomer_needs_no_clone(plm, folder):
     assert p.stdout.splitlines()[1].split() == ['distance', 'photo'] and 'caf' not in p.stderr
     assert 'Traceback' not in p.stderr
     assert not list((top/'work').iterdir())
-    closed = "import subprocess, sys; p = subprocess.Popen(sys.argv[1:], stdout=-1); p.stdout.close(); sys.exit(p.wait())"
+    closed = ('import subprocess, sys; p = subprocess.Popen(sys.argv[1:], stdout=-1); p.stdout.close(); '
+              'sys.exit(p.wait())')
     p = run('search', folder/'b/03.png', '--csv', before=[sys.executable, '-c', closed])
     assert (p.returncode, p.stderr) == (0, '') # who read has had enough: no error
 
@@ -80,7 +82,8 @@ def test_help_comes_at_once():
 
 @pytest.mark.parametrize('words, message', [
     (['search', 'x.png'], 'plm search: there is no album in .* Make it: plm index'),
-    (['index'], 'plm index: there is no album'), (['index', 'nowhere'], 'plm index: the folder .*nowhere does not exist'),
+    (['index'], 'plm index: there is no album'),
+    (['index', 'nowhere'], 'plm index: the folder .*nowhere does not exist'),
     (['index', 'PHOTOS', '--labels', 'no.csv'], 'CSV of labels .*no.csv does not exist'),
     (['train'], 'there is no album'), (['map'], 'there is no album'), (['export', 'x'], 'there is no album')])
 def test_a_mistake_is_one_line(words, message, folder, tmp_path, monkeypatch):
@@ -97,7 +100,8 @@ def test_the_way_of_a_user(folder, tmp_path, capsys, monkeypatch):
     say('index', folder, '--exclude', 'b/1*')
     assert '11 same' in say('index') # the pattern is kept, and so is what is there
     assert 'before' in say('train') and (tmp_path/'album/after/search.json').exists()
-    trained, first = (json.loads(say('search', folder/'a/02.png', '--json', *which)) for which in ([], ['--which', 'before']))
+    def ask(*which): return json.loads(say('search', folder/'a/02.png', '--json', *which))
+    trained, first = ask(), ask('--which', 'before')
     assert [r['path'] for r in trained[0]['results'][:1]] == [r['path'] for r in first[0]['results'][:1]]
     assert 'map.html' in say('map') and (tmp_path/'album/map.html').stat().st_size > 20_000
     say('export', tmp_path/'out')

@@ -52,8 +52,8 @@ def front_markdown():
     for file, side, metric in files.values():
         found = rows_of(f'results/{file}')
         for name, names in rows.items():
-            values = [100*float(row['value']) for row in found if metric == row['metric'] and names[side] is not None and
-                      names[side] == row.get('setting', row.get('method')) and row.get('split', 'test') == 'test']
+            values = [100*float(row['value']) for row in found if metric == row['metric']
+                      and names[side] == row.get('setting', row.get('method')) and row.get('split', 'test') == 'test']
             lines[name].append(f'{mean(values):.1f} ± {stdev(values):.1f}' if values else '')
     return markdown_table(['%', *files], list(lines.values()))
 
