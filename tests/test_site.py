@@ -5,6 +5,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 import pytest
+from markdown_it import MarkdownIt
+from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pydantic import Field
 from myst_parser.slugs import github_slugify
 from plm.core import Constants
@@ -16,6 +18,8 @@ from api import fields_of, parameters_of, prose, table
 from make_site import DOCUMENTS, NOTEBOOKS, STAGES, build
 pytestmark = pytest.mark.filterwarnings('ignore::PendingDeprecationWarning') # of Sphinx, for MyST's authors
 PAGES = [ROOT/'README.md', *DOCUMENTS, *NOTEBOOKS, *STAGES]
+
+MARKDOWN = MarkdownIt().enable('table').use(dollarmath_plugin, allow_space=False)
 
 
 def markdown(page):
@@ -35,6 +39,31 @@ def test_links_lead_somewhere(page):
         file = page.parent/target if target else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), f'{target}#{anchor}'
+
+
+def formulas(text):
+    "Formulas as they are written, and as Markdown sees them: one that it takes for something else is missing or cut."
+    bare = re.sub(r'```.*?```|`[^`\n]*`', 'code', text, flags=re.S)
+    written = re.findall(r'\$\$.+?\$\$|\$[^$]+\$', bare, re.S)
+    tokens = [t for block in MARKDOWN.parse(text) for t in (block, *(block.children or []))]
+    return sorted(w.strip('$ \n') for w in written), sorted(t.content.strip() for t in tokens if t.type[:4] == 'math')
+
+
+@pytest.mark.parametrize('bad', ['it looks back $1/(1\n- g) = 9$ steps', 'over $1\n+ 2$', '| a |\n|---|\n| $|x|$ |',
+                                 'over $a\n* b$', 'of $a\n1. b$', '$ _x_ $ and $y_i$'])
+def test_formulas_that_markdown_takes_for_something_else_are_found(bad):
+    written, seen = formulas(f'A text.\n\n{bad}')
+    assert written != seen
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.name)
+def test_formulas_are_formulas(page):
+    texts = [page.read_text()]
+    if page.suffix == '.ipynb': texts = [''.join(c['source']) for c in json.loads(texts[0])['cells']
+                                         if c['cell_type'] == 'markdown']
+    for text in texts:
+        written, seen = formulas(text)
+        assert written == seen
 
 
 class Page(HTMLParser):
@@ -83,6 +112,15 @@ def test_nothing_comes_from_a_network(site):
     assert loads and [u.geturl() for u in loads if u.netloc or u.scheme not in ('', 'data')] == []
     styles = ''.join(p.read_text() for p in to.rglob('*.css'))
     assert 'furo' in styles and not re.findall(r'(?:url\(|@import)\s*["\']?(?:https?:)?//', styles)
+
+
+def test_formulas_are_drawn_without_a_script(site):
+    pages, to = site
+    for notebook in NOTEBOOKS[:8]:
+        written = re.findall(r'\$\$.+?\$\$|\$[^$]+\$', markdown(notebook), re.S)
+        text = (to/f'nbs/{notebook.stem}.html').read_text()
+        main = text[text.index('<article'):text.index('</article>')]
+        assert main.count('<math') == len(written), notebook.name
 
 
 def test_api_pages_are_docments(site):

@@ -1,6 +1,6 @@
 "How Sphinx makes the site. What it is made of: make_site.py."
 from docutils import nodes
-from latex2mathml.converter import convert
+from math_core import LatexToMathML
 
 project, author, copyright = 'plm', 'The plm authors', '2026 onwards, The plm authors'
 extensions = ['myst_nb']
@@ -18,13 +18,16 @@ toc_object_entries_show_parents = 'hide'
 add_module_names = False
 
 
+mathml = LatexToMathML().convert_with_local_state # an error for what it does not know
+
+
 def inline(self, node):
-    self.body.append(convert(node.astext()))
+    self.body.append(mathml(node.astext(), displaystyle=False))
     raise nodes.SkipNode
 
 
 def display(self, node):
-    self.body.append(f"<div class=\"formula\">{convert(node.astext(), display='block')}</div>")
+    self.body.append(f'<div class="formula">{mathml(node.astext(), displaystyle=True)}</div>')
     raise nodes.SkipNode
 
 
