@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 ALONE := python nbs/pipeline/alone.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro ablations namr photos cars grocery dry paper bench test assault run nbs lock clean
+.PHONY: help env repro ablations namr photos cars grocery dry paper bench test assault site run nbs lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /	/' | expand -t 12
@@ -83,6 +83,10 @@ test: env ## everything that must hold: exported modules, notebooks, tests, the 
 assault: env ## MINUTES=10 [SEED=0]: kill what writes and break what is read; a table of what came out
 	OMP_NUM_THREADS=1 python tests/assault.py $(or $(MINUTES),10) $(SEED)
 
+site: env ## notebooks, docs and API as pages with a search, to be opened from the disk: _site/html/index.html
+	python docs/site/make_site.py
+	@echo "The site: $(CURDIR)/_site/html/index.html"
+
 run: env ## [NB="manifold 07_losses"]: run the notebooks in nbs/ and store their outputs, all or those named
 	OMP_NUM_THREADS=1 python nbs/pipeline/run.py $(NB)
 
@@ -95,4 +99,4 @@ lock: env ## requirements.in -> requirements.lock
 	  --no-emit-trusted-host -o requirements.lock requirements.in
 
 clean: ## remove what runs have left, finished ablations too (not the environment, not the cache)
-	rm -rf runs scratch results/report.html results/map.html
+	rm -rf runs scratch _site results/report.html results/map.html

@@ -310,3 +310,30 @@ def test_the_copy_of_a_failed_stage_has_the_traceback(tmp_path):
     outputs = [o for cell in nbformat.read(copy, 4).cells if cell.cell_type == 'code' for o in cell.outputs]
     assert [o.ename for o in outputs] == ['ZeroDivisionError'] and '1' in ''.join(outputs[0].traceback)
     assert 'start_time' not in copy.read_text()
+
+
+def test_the_citation_is_of_this_software():
+    cited = yaml.safe_load((ROOT/'CITATION.cff').read_text())
+    version = re.search(r"__version__ = ['\"](.*)['\"]", (ROOT/'plm/__init__.py').read_text())[1]
+    assert (cited['cff-version'], cited['version'], cited['license']) == ('1.2.0', version, 'Apache-2.0')
+    paper = cited['preferred-citation'] # as README cites it
+    readme = (ROOT/'README.md').read_text()
+    assert f"title     = {{{paper['title']}}}" in readme and f"year      = {{{paper['year']}}}" in readme
+    assert all(f"{a['family-names']}, {a['given-names']}" in readme for a in paper['authors'])
+
+
+def test_contributing_fits_on_a_screen_and_names_what_is_there():
+    text = (ROOT/'CONTRIBUTING.md').read_text()
+    assert len(text.splitlines()) <= 50
+    targets = re.findall(r'^([a-z]+):', (ROOT/'Makefile').read_text(), re.M)
+    assert set(re.findall(r'(?:^|`)make ([a-z]+)', text, re.M)) <= set(targets)
+    for test, word in re.findall(r'(tests/test_\w+\.py)(?: -k (\w+))?', text):
+        assert re.search(rf'def test_\w*{word}', (ROOT/test).read_text()), (test, word)
+
+
+def test_issue_templates_say_what_they_are_for():
+    templates = sorted((ROOT/'.github/ISSUE_TEMPLATE').glob('*.md'))
+    assert len(templates) == 3
+    for file in templates:
+        _, head, body = file.read_text().split('---\n', 2)
+        assert set(yaml.safe_load(head)) == {'name', 'about'} and '**' in body
