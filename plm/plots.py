@@ -66,7 +66,17 @@ def thumbnails(
     return found.view(*index.shape, *found.shape[1:])
 
 # %% ../nbs/22_plots.ipynb #afe0478d
-_styles = plt.rcParams['axes.prop_cycle'][:8] + plt.cycler(ls=['-', '--', '-.', ':']*2, marker=list('os^Dvx*P'))
+# a method looks the same in every picture: the colours of Okabe and Ito, told apart by most colour-blind people
+_looks = {'plm': ('#009e73', '-', 'o'), 'stml': ('#0072b2', '--', 's'), 'simclr': ('#e69f00', '-.', '^'),
+          'pretrained': ('#7f7f7f', ':', 'D')}
+_others = [('#d55e00', '-', 'v'), ('#cc79a7', '--', 'x'), ('#56b4e9', '-.', '*'), ('#b8a600', ':', 'P'),
+           ('#000000', '-', '<'), ('#009e73', '--', '>'), ('#0072b2', '-.', 'p'), ('#e69f00', ':', 'h')]
+
+def _look(method, names):
+    "How a line of `method` looks among `names`."
+    others = [name for name in names if name not in _looks]
+    colour, dash, mark = _looks.get(method) or _others[others.index(method) % len(_others)]
+    return dict(color=colour, ls=dash, marker=mark)
 
 def _curves(panels, w, h, x='images_seen', xlabel='images through the trained encoder'):
     "Means over seeds with a band, for each panel (title, label of the axis, rows, column, scale) that has values."
@@ -76,12 +86,14 @@ def _curves(panels, w, h, x='images_seen', xlabel='images through the trained en
     if not found: raise ValueError(f"no row has a value of {[panel[3] for panel in panels]}: look at the columns.")
     fig, axes = _grid(len(found), 3, w, h)
     for ax, ((title, ylabel), methods) in zip(axes, found.items()):
-        ax.set(title=title, xlabel=xlabel, ylabel=ylabel, prop_cycle=_styles)
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         for method, points in methods.items():
             at, mean, std, n = np.array([(a, v['mean'], v.get('std', 0), v['n']) for a, v in sorted(points.items())]).T
-            line, = ax.plot(at, mean, ms=3.5, label=f"{method} ({n.max():g} seed{'s' if n.max() > 1 else ''})")
-            ax.fill_between(at, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
+            look = _look(method, methods)
+            ax.plot(at, mean, ms=3.5, label=f"{method} ({n.max():g} seed{'s' if n.max() > 1 else ''})", **look)
+            ax.fill_between(at, mean - std, mean + std, color=look['color'], alpha=0.2, lw=0)
         ax.grid(alpha=0.3)
+        if ax.get_ylim()[0] > 0: ax.text(0.01, 0.01, 'does not begin at 0', transform=ax.transAxes, fontsize=7, alpha=0.6)
         ax.legend(fontsize=8)
     return fig
 

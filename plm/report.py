@@ -12,13 +12,15 @@ from pathlib import Path
 import faiss, torch, yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from PIL import Image
 from .core import markdown_table, mean_and_std, one_of, text_table, whole_file
 from .evaluation import summary
 
 # %% auto #0
 __all__ = ['retrieval_tables', 'retrieval_text', 'retrieval_markdown', 'published_rows', 'compare_with_published', 'versions',
-           'render', 'data_url', 'write_report']
+           'render', 'data_url', 'write_page', 'write_report']
 
 # %% ../nbs/23_report.ipynb #92797010
 def retrieval_tables(
@@ -111,12 +113,12 @@ def render(
     return _environment.get_template(template).render(values)
 
 def data_url(
-    data: bytes, # a PNG, GIF or JPEG file
+    data: bytes, # a PNG, GIF, JPEG or SVG file
     name: str = 'the picture', # what it is called in the message
 ) -> str: # for the `src` of an image
     "A picture as text, to be written into a page. `ValueError` if it is none."
-    kind = {b'\x89PN': 'png', b'GIF': 'gif', b'\xff\xd8\xff': 'jpeg'}.get(data[:3])
-    if not kind: raise ValueError(f"{name} is no PNG, GIF or JPEG file: save it as one of them.")
+    kind = {b'\x89PN': 'png', b'GIF': 'gif', b'\xff\xd8\xff': 'jpeg', b'<?x': 'svg+xml'}.get(data[:3])
+    if not kind: raise ValueError(f"{name} is no PNG, GIF, JPEG or SVG file: save it as one of them.")
     return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 # %% ../nbs/23_report.ipynb #a2132e77
@@ -125,12 +127,38 @@ def _block(title, shown, text, folder):
     if isinstance(shown, tuple): return dict(title=title, text=text, table=shown)
     if isinstance(shown, Figure):
         memory = io.BytesIO()
-        shown.savefig(memory, format='png', dpi=120, metadata={'Software': None}) # no version: same picture, same bytes
-        return dict(title=title, text=text, picture=data_url(memory.getvalue()))
+        drawn = not any(ax.images for ax in shown.axes) # lines stay sharp, and can follow a dark page
+        with rc_context({'svg.hashsalt': 'plm'}): # no version, no date: same picture, same bytes
+            if drawn: shown.savefig(memory, format='svg', transparent=True, metadata=dict(Date=None, Creator=None))
+            else: shown.savefig(memory, format='png', dpi=120, metadata={'Software': None})
+        return dict(title=title, text=text, picture=data_url(memory.getvalue()), drawn=drawn)
     file = Path(shown)
     if not file.exists(): raise ValueError(f"{title!r} ({file}) is not there: run the stage that makes it.")
     if file.suffix == '.html': return dict(title=title, text=text, page=os.path.relpath(file, folder))
-    return dict(title=title, text=text, picture=data_url(file.read_bytes(), f'the picture {title!r} ({file})'))
+    data = file.read_bytes()
+    found = dict(title=title, text=text, picture=data_url(data, f'the picture {title!r} ({file})'), drawn=False)
+    return found | dict(still=_last_frame(data)) if data[:3] == b'GIF' else found
+
+def _last_frame(data):
+    "What stands still instead of an animation."
+    with Image.open(io.BytesIO(data)) as im:
+        im.seek(im.n_frames - 1)
+        memory = io.BytesIO()
+        im.convert('RGB').save(memory, 'PNG')
+    return data_url(memory.getvalue())
+
+def _sections(sections, folder):
+    return [(heading, text, [_block(*block, folder) for block in blocks]) for heading, text, blocks in sections]
+
+def write_page(
+    path: str | Path, # where the page goes; its folder is made if missing
+    title: str, # over the page
+    text: str, # a paragraph under it
+    sections, # as for `write_report`
+) -> None:
+    "Sections as one self-contained page. Errors as in `write_report`."
+    page = render('page.html', title=title, text=text, sections=_sections(sections, Path(path).parent))
+    with whole_file(path) as tmp: tmp.write_text(page, encoding='utf-8')
 
 def write_report(
     path: str | Path, # where the page goes; its folder is made if missing
@@ -139,9 +167,12 @@ def write_report(
     sections, # (heading, paragraph, blocks) in order; a block is (title, figure | file | (header, lines), sentence)
     params: dict, # everything that was set, as `params.yaml` holds it
     protocol: str = 'each test image looks for its own kind among all the others', # how retrieval is tested, in words
+    answer: list[str] = (), # paragraphs that stand first: what was asked, what came out
+    caveat: str = '', # under the first table: what its lead is worth
+    animation: tuple | None = None, # a block that stands under the answer
 ) -> None:
     """Write the results as one self-contained HTML page. `ValueError` for a data set without rows, a picture that is
-    neither PNG nor GIF, a file that is not there."""
+    no PNG, GIF, JPEG or SVG, a file that is not there."""
     rows, folder = list(rows), Path(path).parent
     one_of(dataset, dict.fromkeys(r['dataset'] for r in rows), 'data set')
     rows = [r for r in rows if r['dataset'] == dataset]
@@ -149,7 +180,7 @@ def write_report(
     page = render('report.html', dataset=dataset, protocol=protocol, seeds=len({str(r['seed']) for r in rows}),
                   header=header, lines=lines, paper_dataset=_paper_names.get(dataset),
                   published=[list(line) for _, line in groupby(published_rows(), lambda r: (r['d'], r['method']))],
-                  sections=[(heading, text, [_block(*block, folder) for block in blocks])
-                            for heading, text, blocks in sections],
+                  sections=_sections(sections, folder), answer=answer, caveat=caveat,
+                  animation=animation and _block(*animation, folder),
                   params=yaml.safe_dump(params, sort_keys=False, allow_unicode=True), versions=versions())
     with whole_file(path) as tmp: tmp.write_text(page, encoding='utf-8')

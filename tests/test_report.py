@@ -2,6 +2,7 @@
 import base64, hashlib, io, json, math, re, shutil, subprocess, sys, warnings, zipfile
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from jinja2 import UndefinedError
@@ -11,7 +12,7 @@ from plm.core import format_bytes, format_seconds, gain_and_interval, markdown_t
 from plm.evaluation import summary
 from plm.plots import channels_last, plot_batch, plot_curves, plot_diagnostics, plot_recall, plot_retrieved, thumbnails
 from plm.report import (compare_with_published, data_url, published_rows, render, retrieval_markdown, retrieval_tables,
-                        retrieval_text, versions, write_report)
+                        retrieval_text, versions, write_page, write_report)
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +49,7 @@ class Page(HTMLParser):
         if tag == 'tr': self.table.append([])
         if tag in ('td', 'th'): self.table[-1].append('')
         if tag == 'b' and self.tags[-1] == 'td': self.marked.append((len(self.table) - 1, len(self.table[-1]) - 1))
-        if tag not in ('meta', 'img'): self.tags.append(tag)
+        if tag not in ('meta', 'img', 'input', 'br'): self.tags.append(tag)
 
     def handle_endtag(self, tag): assert self.tags.pop() == tag
 
@@ -257,8 +258,13 @@ def test_page_loads_nothing_and_says_so_to_the_browser(tmp_path):
     rows = make_rows()
     text = report(tmp_path, rows, [('Recall', plot_recall(rows), 'What is seen')])
     page = Page(text)
-    assert len(page.loads) == 1 and page.loads[0].startswith('data:image/png;base64,')
+    assert len(page.loads) == 1 and page.loads[0].startswith('data:image/svg+xml;base64,')
+    drawn = base64.b64decode(page.loads[0].split(',')[1])
+    assert ElementTree.fromstring(drawn).tag.endswith('svg') and b'<dc:date>' not in drawn
+    page = Page(report(tmp_path, rows, [('Images', plot_batch(torch.rand(3, 8, 8)), '')]))
+    assert page.loads[0].startswith('data:image/png;base64,')
     Image.open(io.BytesIO(base64.b64decode(page.loads[0].split(',')[1]))).verify()
+    page = Page(text)
     assert page.alts == ['Recall. What is seen']
     for loading in ('<script', '<link', '@import', 'url(', 'http:', 'https:'): assert loading not in text
     for wanted in ("default-src 'none'", 'prefers-color-scheme: dark', '@media print', 'name="viewport"'):
@@ -298,13 +304,37 @@ def test_sections_hold_tables_animations_and_links(tmp_path):
     blocks = [('Steps <1>', table, 'as told'), ('Watch', tmp_path/'a.gif', 'b'), ('Map', tmp_path/'map.html', 'c')]
     page = Page(report(tmp_path, make_rows(), blocks))
     assert page.tables['steps-1'] == [['step', 'value & unit'], ['one', '1'], ['two', '<2>']]
-    picture, link = page.loads
+    still, picture, link = page.loads
     assert picture.startswith('data:image/gif;base64,') and link == '../map.html' # from the folder of the page
+    last = Image.open(io.BytesIO(base64.b64decode(still.split(',')[1])))
+    assert np.array_equal(np.asarray(last), np.asarray(frames[2].convert('RGB'))) # what stands when it is stopped
     headings = [jump for jump in page.jumps if jump.startswith('h-')]
     assert headings == ['h-results', 'h-pictures', 'h-the-paper-s-results-for-orientation', 'h-how-it-was-made']
     for missing in ('nowhere.html', 'nowhere.png'):
         with pytest.raises(ValueError, match=f"'Map' .*{missing}.* is not there"):
             report(tmp_path, make_rows(), [('Map', tmp_path/missing, 'c')])
+
+
+def test_the_answer_stands_first_and_the_caveat_under_the_table(tmp_path):
+    frames = [Image.new('P', (4, 4), i) for i in range(3)]
+    frames[0].save(tmp_path/'a.gif', save_all=True, append_images=frames[1:])
+    text = report(tmp_path, make_rows(), answer=['PLM <wins>.'], caveat='By & by.', animation=('', tmp_path/'a.gif', 'A'))
+    parts = '<h1>', 'PLM &lt;wins&gt;.', 'data:image/gif', '<dl>', '</table>', 'By &amp; by.'
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    for name in ('PLM', 'STML', 'SimCLR', 'piece', 'Proxies', 'view'): assert name in words(text)
+
+
+def test_long_tables_fold(tmp_path):
+    tables = [(f'T{n}', (['a', 'b'], [[str(i), '1'] for i in range(n)]), '') for n in (12, 13)]
+    text = report(tmp_path, make_rows(), tables)
+    assert 'T13 (13 lines)</summary>' in text and 'T12 (' not in text and '<h3>T12</h3>' in text
+
+
+def test_a_page_of_its_own(tmp_path):
+    write_page(tmp_path/'p.html', 'A <b>', 'Words.', [('Part', 'More.', [('T', (['a'], [['1']]), 'note')])])
+    page = Page((tmp_path/'p.html').read_text())
+    assert page.tables['t'] == [['a'], ['1']] and 'A <b>' in ''.join(page.text)
 
 
 def test_failure_leaves_the_old_page(tmp_path):
@@ -341,35 +371,25 @@ def test_a_value_that_is_missing_is_an_error():
     with pytest.raises(UndefinedError, match='dataset'): render('report.html')
 
 
-def photos_page(**changed):
-    given = dict(photos={0: 'data:,'}, text=[], tables={}, found={}, labels=None, queries=[], files=[])
-    return render('photos.html', **{**given, **changed})
+def map_page(title='', **changed):
+    data = dict(n=1, k=1, spaces=[dict(name='a')], planes=['b'], labels=None, names=None, files=None)
+    return render('map.html', title=title, text='', sheets=[], data=data | changed)
 
 
 def test_data_for_a_script_cannot_end_its_element():
     evil = ['</script><script>alert(1)</script>', '<!--<script>', "&'\u2028"]
-    html = photos_page(photos=dict(enumerate(evil)))
+    html = map_page(names=evil)
     data, = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
-    assert json.loads(data) == {str(i): text for i, text in enumerate(evil)} and '<' not in data
+    assert json.loads(data)['names'] == evil and '<' not in data
     assert html.count('<script') == html.count('</script>') == 2
 
 
 def test_the_policy_allows_the_script_that_is_there_and_no_other():
-    html = photos_page()
+    html = map_page()
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html).group(1)
     script, = re.findall(r'<script>(.*?)</script>', html, re.S)
     assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
-    assert policy.startswith("default-src 'none'") and script == (ROOT/'plm/web/photos.js').read_text(encoding='utf-8')
-
-
-def test_each_photo_is_framed_by_its_labels():
-    html = photos_page(files=['a', '<i>', 'c', 'd'], queries=[0, 3], labels=['x', 'x', 'y', None],
-                       found={'near': [[1, 2], [0, 1]]}, tables={'R@1 & more': [['', 'n'], ['<b>', 3]]})
-    page = Page(html)
-    assert 'Dashed red: another. Point at' in words(html)
-    assert page.alts == ['a', '<i>', 'c', 'd', 'a', '<i>'] and page.tables['r-1-more'] == [['', 'n'], ['<b>', '3']]
-    assert re.findall(r'<img data-photo="(\d)"(?: class="(\w+)")?', html) == [
-        ('0', ''), ('1', 'right'), ('2', 'wrong'), ('3', ''), ('0', ''), ('1', '')] # a photo without a label is neither
+    assert policy.startswith("default-src 'none'") and script == (ROOT/'plm/web/map.js').read_text(encoding='utf-8')
 
 
 def test_pictures_are_known_by_their_first_bytes():
