@@ -99,4 +99,4 @@ lock: env ## requirements.in -> requirements.lock
 	  --no-emit-trusted-host -o requirements.lock requirements.in
 
 clean: ## remove what runs have left, finished ablations too (not the environment, not the cache)
-	rm -rf runs scratch _site results/report.html results/map.html
+	rm -rf runs scratch _site results/report.html results/namr.html results/map.html
