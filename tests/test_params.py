@@ -1,7 +1,8 @@
 "Every mistake in params.yaml is met with a message that names the entry and the cure."
-import copy, inspect
+import copy, inspect, shutil
 from pathlib import Path
 import pytest, yaml
+from dvc.utils.hydra import apply_overrides
 from hypothesis import given, settings, strategies as st
 from plm.datasets import DATASETS, PHOTOS
 from plm.losses import PLMLoss
@@ -260,3 +261,18 @@ def test_numbers_as_dvc_writes_them(tmp_path):
     for text, value in numbers.items():
         (tmp_path/'a.yaml').write_text(f'lr: {text}\n')
         assert read_yaml(tmp_path/'a.yaml') == {'lr': value}
+
+
+@pytest.mark.parametrize('change, gone, come', [
+    ('plm.delta=2', '  delta: 1.4', '  delta: 2'),
+    ('+omniglot.plm.delta=2', '', '  plm:\n    delta: 2'),
+    ('methods=[plm]', '- pretrained\n- simclr\n- stml', '')])
+def test_dvc_changes_the_value_and_nothing_else(change, gone, come, tmp_path):
+    "What `dvc exp run -S` does to the file. It writes lists and empty values in its own way; so must we."
+    ours = shutil.copy(OURS, tmp_path)
+    apply_overrides(ours, [change])
+    before, after = OURS.read_text().splitlines(), Path(ours).read_text().splitlines()
+    assert [line for line in before if line not in after] == gone.splitlines()
+    assert len(after) - len(before) == len(come.splitlines()) - len(gone.splitlines())
+    left = [line for line in after if line not in gone.splitlines() + come.splitlines()]
+    assert left == [line for line in before if line not in gone.splitlines() + come.splitlines()]

@@ -99,9 +99,10 @@ def test_tables_for_dvc(photos):
     test, = rows(photos, 'test_recall.csv') # K = 5 is more than the smallest gallery holds
     others = ['medium/pretrained', 'medium/plm', 'large/pretrained', 'large/plm']
     assert list(test) == ['k', *METHODS, *others] and test['k'] == '1'
-    metrics = json.loads((photos.root/'results/metrics.json').read_text())['vehicleid']['plm']
-    assert float(test['plm']) == metrics['small/recall_at_1']['mean']
-    assert float(test['large/plm']) == metrics['large/recall_at_1']['mean']
+    metrics = json.loads((photos.root/'results/metrics/plm.json').read_text())['vehicleid']
+    assert set(metrics) == {f'{size}/recall_at_1' for size in TESTS}
+    assert float(test['plm']) == metrics['small/recall_at_1']
+    assert float(test['large/plm']) == metrics['large/recall_at_1']
     assert rows(photos, 'val_recall.csv') == [{'images_seen': n} for n in ('0', '100', '200')]
     said = outputs(photos.root/'runs/notebooks/evaluate.ipynb')[0]
     assert 'left out, because there are 4 images to look at: 5' in said

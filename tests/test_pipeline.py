@@ -151,14 +151,14 @@ def test_results(toy):
         for s in SEEDS:
             recalls = [value[m, s, f'recall_at_{k}'] for k in (1, 2, 4, 8)]
             assert recalls == sorted(recalls)
-        for k in METRICS: # the mean over seeds, as DVC sees it
-            entry = json.loads(toy.read('results/metrics.json'))['glyphs'][m][k]
-            assert entry['n'] == len(SEEDS)
-            assert entry['mean'] == pytest.approx(np.mean([value[m, s, k] for s in SEEDS]))
-    for name, methods in (('val', METHODS[1:]), ('test', METHODS)):
+        shown = json.loads(toy.read(f'results/metrics/{m}.json'))['glyphs'] # the means over seeds, as DVC sees them
+        means = {k: np.mean([value[m, s, k] for s in SEEDS]) for k in ('recall_at_1', 'map_at_r')}
+        assert shown == pytest.approx(means)
+    assert {f.stem for f in (toy.root/'results/metrics').iterdir()} == set(METHODS)
+    for name, points in (('val', EPOCHS + 1), ('test', 4)):
         curve = toy.table(f'results/{name}_recall.csv')
-        assert list(curve[0])[1:] == list(methods) and len(curve) == {'val': EPOCHS + 1, 'test': 4}[name]
-        assert all(0 <= float(r[m]) <= 1 for r in curve for m in methods)
+        assert list(curve[0])[1:] == list(METHODS) and len(curve) == points
+        assert all(0 <= float(r[m]) <= 1 for r in curve for m in METHODS)
 
 
 def test_report_needs_nothing_around_it(toy):
@@ -186,12 +186,15 @@ def test_executed_notebooks(toy):
 
 def test_metrics_and_plots(toy, tmp_path):
     shown = toy.ok('dvc', 'metrics', 'show', '--md').out
-    assert all(m in shown for m in METHODS)
-    page = toy.ok('dvc', 'plots', 'show', '-o', tmp_path/'plots').out.strip()
-    assert page.endswith('index.html') and 'R@1 on val while training' in (tmp_path/'plots/index.html').read_text()
+    head, _, *lines = [[c.strip() for c in line.split('|')[1:-1]] for line in shown.split('\n') if line]
+    assert head == ['Path', 'glyphs.map_at_r', 'glyphs.recall_at_1']
+    assert [line[0] for line in lines] == [f'results/metrics/{m}.json' for m in sorted(METHODS)] # a line for each
+    plots = toy.ok('dvc', 'plots', 'show', '-o', tmp_path/'plots')
+    assert plots.out.strip().endswith('index.html') and not plots.err
+    assert 'R@1 on val while training' in (tmp_path/'plots/index.html').read_text()
     own = toy.copy(tmp_path/'toy')
     assert own.ok('dvc', 'metrics', 'diff').out == ''
-    file = own.root/'results/metrics.json'
+    file = own.root/'results/metrics/plm.json'
     file.write_text(re.sub(r'0\.\d+', '0.123', file.read_text(), count=1))
     assert '0.123' in own.ok('dvc', 'metrics', 'diff').out
 
@@ -327,6 +330,9 @@ def test_without_plm_there_is_still_a_report(toy, tmp_path):
     own = toy.copy(tmp_path/'toy')
     own.edit_params('methods', value=['pretrained'])
     for stage in ('evaluate', 'similarity', 'map', 'report'): own.ok(*own.notebook(stage, stage))
+    assert {f.name for f in (own.root/'results/metrics').iterdir()} == {'pretrained.json'}
+    plots = own.ok('dvc', 'plots', 'show', '-o', tmp_path/'plots') # only what is there is drawn
+    assert not plots.err and 'R@1 on val while training' in (tmp_path/'plots/index.html').read_text()
     assert {r['embedding'] for r in own.table('results/similarity.csv')} == {'before'}
     assert 'Pieces and proxies' not in own.read('results/report.html')
 
