@@ -120,7 +120,7 @@ class _Near(_Filter):
 def _asked(kind, request):
     try: return kind.model_validate(dict(request.query_params))
     except ValidationError as e: error = e.errors()[0]
-    raise HTTPException(400, f"{error['loc'][0]}: {error['msg']}, got {error['input']!r}.")
+    raise HTTPException(400, f"the parameter {error['loc'][0]}: {error['msg']}, got {error['input']!r}.")
 
 # %% ../nbs/35_serve.ipynb #cc6e5870
 _SHOWN = re.compile(rb'(?s)(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n)|(?P<gif>GIF8)|(?P<webp>RIFF.{4}WEBP)|'
@@ -185,7 +185,8 @@ class _Answers:
     def __init__(self, album):
         self.album, self.current, self.two = album, _Current(album), CapacityLimiter(2)
         self.html = render('search.html', title='Search your photos')
-        self.policy = re.search('Content-Security-Policy" content="([^"]+)"', self.html)[1] + "; frame-ancestors 'none'"
+        own = re.search('Content-Security-Policy" content="([^"]+)"', self.html)[1]
+        self.policy = ' '.join(own.split()) + "; frame-ancestors 'none'" # which only a header can say
 
     def page(self, request): return HTMLResponse(self.html, headers={'Content-Security-Policy': self.policy})
 
@@ -303,8 +304,8 @@ def serve(
     names = _names(host)
     app = make_app(album, names)
     try: line = socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
-    except OSError as e: raise OSError(e.errno, f"cannot listen at {host}, port {port} ({e.strerror}): choose another "
-                                       "port or host.") from None
+    except OSError as e: raise OSError(e.errno, f"cannot listen at {host}, port {port} ({e.strerror.partition(' (')[0]}): "
+                                       "choose another port or host.") from None
     name = f'[{names[0]}]' if ':' in names[0] else names[0]
     print(f'Search your photos: http://{name}:{line.getsockname()[1]} (Ctrl-C ends it)', flush=True)
     if host not in _HERE: print('Everybody in the network can see these photos.', flush=True)

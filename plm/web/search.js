@@ -6,6 +6,7 @@ const FILTERS = ['folder', 'from', 'to', 'name'];
 const uploads = new Map(); // key in the address: a file. They live as long as the page
 const lists = new Map(); // answers, by what was asked for
 const known = new Map(); // photos, by their id
+const wide = matchMedia('(min-width: 34.01rem)');
 const grid = $('grid'), viewer = $('viewer'), tiles = new Map(); // number in the list: its <li>
 let album = {searches: [], folders: [], upload: Infinity}, list = {total: 0, items: []};
 let at = -1, turn = 0, painting = 0, resting = 0; // at: the photo that arrows start from
@@ -35,7 +36,8 @@ async function ask(path, options) {
   catch { throw Error('The server does not answer. Is plm serve still running?'); }
   try { body = await answer.json(); } catch { throw Error(`The server failed (${answer.status}): see its terminal.`); }
   if (!answer.ok) throw Error(body.error);
-  for (const photo of [...body.photos ?? [], ...body.query ? [body.query] : []]) known.set(photo.id, photo);
+  const seen = Array.isArray(body.photos) ? body.photos : [];
+  for (const photo of body.query ? [body.query, ...seen] : seen) known.set(photo.id, photo);
   return body;
 }
 
@@ -156,6 +158,8 @@ function controls() {
   for (const id of FILTERS) if ($(id) !== document.activeElement) $(id).value = state[id];
   $('clear').hidden = !FILTERS.some(id => state[id]);
   $('query').hidden = !asking() || !list.query;
+  $('hint').hidden = Boolean(asking());
+  if (wide.matches || !$('clear').hidden) $('sieve').open = true; // on a phone it is folded
   document.title = (list.query?.name ?? state.name ?? '') + (list.query || state.name ? ' – ' : '') + 'Search your photos';
   if ($('query').hidden) return;
   if ($('asked').dataset.of !== asking()) {
@@ -258,7 +262,7 @@ async function view() {
   if (!state.view) return viewer.close();
   const id = state.view, i = list.items.findIndex(photo => photo?.id === id);
   if (id !== state.upload && !known.has(id)) await ask(`/api/similar?id=${encodeURIComponent(id)}&k=1`);
-  const photo = known.get(id) ?? list.query;
+  const photo = list.items[i] ?? known.get(id) ?? list.query;
   if ($('whole').dataset.of !== id) {
     $('whole').removeAttribute('src'); // the last one must not stand under this one's name
     $('whole').src = picture(id);
@@ -266,7 +270,7 @@ async function view() {
   }
   $('whole').alt = photo.name;
   $('caption').textContent = photo.name;
-  $('caption').title = facts(photo);
+  $('more').textContent = [facts(photo), photo.distance && 'distance ' + photo.distance.toFixed(2)].filter(Boolean).join(', ');
   $('previous').disabled = i < 1;
   $('next').disabled = i < 0 || i + 1 >= shown();
   $('like').hidden = id === asking();
@@ -337,7 +341,7 @@ document.addEventListener('keydown', e => {
   const typed = e.target.closest?.('input, select'), open = viewer.open, across = open ? 0 : columns();
   const keys = open ? {ArrowLeft: () => step(-1), ArrowRight: () => step(1), f: leave} : {
     ArrowLeft: () => focus(at - 1), ArrowRight: () => focus(at + 1), ArrowDown: () => focus(at < 0 ? 0 : at + across),
-    ArrowUp: () => focus(at - across >= 0 ? at - across : at), '/': () => $('name').focus(),
+    ArrowUp: () => focus(at - across >= 0 ? at - across : at), '/': () => { $('sieve').open = true; $('name').focus(); },
     f: () => { const id = list.items[at]?.id ?? asking(); if (id) go({view: id}); },
     Escape: () => asking() ? showAll() : FILTERS.some(id => state[id]) && noFilter()};
   if (typed) { if (e.key === 'Escape') typed.blur(); return; }
@@ -361,6 +365,7 @@ addEventListener('paste', e => { if (e.clipboardData.files.length) { e.preventDe
 addEventListener('dragover', e => { e.preventDefault(); $('drop').hidden = false; });
 addEventListener('dragleave', e => { if (!e.relatedTarget) $('drop').hidden = true; });
 addEventListener('drop', e => { e.preventDefault(); $('drop').hidden = true; search(e.dataTransfer.files); });
+wide.onchange = controls;
 addEventListener('scroll', repaint, {passive: true});
 new ResizeObserver(() => { if (list.total) repaint(); }).observe(document.body);
 renew().catch(say);
