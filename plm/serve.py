@@ -120,7 +120,7 @@ class _Near(_Filter):
 def _asked(kind, request):
     try: return kind.model_validate(dict(request.query_params))
     except ValidationError as e: error = e.errors()[0]
-    raise HTTPException(400, f"the parameter {error['loc'][0]}: {error['msg']}, got {error['input']!r}.")
+    raise HTTPException(400, f"The parameter {error['loc'][0]}: {error['msg']}, got {error['input']!r}.")
 
 # %% ../nbs/35_serve.ipynb #cc6e5870
 _SHOWN = re.compile(rb'(?s)(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n)|(?P<gif>GIF8)|(?P<webp>RIFF.{4}WEBP)|'
@@ -171,13 +171,13 @@ class _Guard:
         headers = Headers(scope=scope)
         host = headers.get('host', '').lower()
         if re.sub(r':\d*$', '', host).strip('[]') not in self.hosts:
-            return _failed(400, f"this server is not {host!r}. It is {' or '.join(self.hosts)}.")
+            return _failed(400, f"This server is not {host!r}. It is {' or '.join(self.hosts)}.")
         if headers.get('origin', f'http://{host}').lower() != f'http://{host}':
-            return _failed(403, "another page asked. Only the page of this server may.")
+            return _failed(403, "Another page asked. Only the page of this server may.")
         if headers.get('sec-fetch-site', 'none') not in ('same-origin', 'none'):
-            return _failed(403, "another site asked. Type the address into a new tab.")
+            return _failed(403, "Another site asked. Type the address into a new tab.")
 
-def _failed(status, why): return JSONResponse({'error': why[:1].upper() + why[1:]}, status)
+def _failed(status, why): return JSONResponse({'error': why}, status)
 
 # %% ../nbs/35_serve.ipynb #49307397
 class _Answers:
@@ -215,8 +215,8 @@ class _Answers:
 
     async def similar_to_new(self, request):
         wish, kind = _asked(_Near, request), re.match(r'image/(\w*)', request.headers.get('content-type', ''))
-        too_large = HTTPException(413, f"the picture has over {MAX_UPLOAD/1e6:.0f} MB: make it smaller first.")
-        if not kind: raise HTTPException(415, "send the bytes of a picture, with a Content-Type such as image/jpeg.")
+        too_large = HTTPException(413, f"The picture has over {MAX_UPLOAD/1e6:.0f} MB: make it smaller first.")
+        if not kind: raise HTTPException(415, "Send the bytes of a picture, with a Content-Type such as image/jpeg.")
         if int(request.headers.get('content-length', 0)) > MAX_UPLOAD: raise too_large
         with tempfile.TemporaryDirectory() as box:
             path = Path(box)/f'picture.{kind[1]}' # plug-ins of Pillow go by the suffix
@@ -232,14 +232,14 @@ class _Answers:
         encoder, side = now.eyes[which]
         pixels, note = decode_image(path, side)
         if pixels is None: raise HTTPException(415 if note.startswith(('no reader', 'not an image')) else 422,
-                                               f"the picture cannot be searched for: {note}.")
+                                               f"The picture cannot be searched for: {note}.")
         q = embed(encoder, torch.from_numpy(pixels)[None]).cpu().numpy()[0]
         return dict(version=now.version, photos=now.near(q, which, wish, now.within(wish)))
 
     def thumb(self, request):
         now = self.current()
         small = self.album.thumb(now.photos[_row(now, request.path_params['id'])].sum)
-        if small is None: raise HTTPException(404, "this photo has just left the album.")
+        if small is None: raise HTTPException(404, "This photo has just left the album.")
         return Response(small, media_type='image/jpeg', headers={'Cache-Control': 'private, max-age=31536000, immutable'})
 
     def photo(self, request):
@@ -261,11 +261,11 @@ class _Answers:
 
 def _row(now, id):
     if id in now.row: return now.row[id]
-    raise HTTPException(404, "this photo is not in the album, or not any more.")
+    raise HTTPException(404, "This photo is not in the album, or not any more.")
 
 def _which(now, which):
     if (which or 'before') in now.z: return which or list(now.z)[-1]
-    raise HTTPException(400, f"which must be {' or '.join(now.z)}, got {which!r}.")
+    raise HTTPException(400, f"The parameter which must be {' or '.join(now.z)}, got {which!r}.")
 
 def make_app(
     album: Album, # updated at least once
