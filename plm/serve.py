@@ -127,7 +127,7 @@ _SHOWN = re.compile(rb'(?s)(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n)|(?P<gif>G
                     rb'(?P<avif>.{4}ftypavi[fs])') # what browsers show, by the first bytes
 
 def _open_inside(folder, name):
-    "A file of the folder, open for reading. `PermissionError` if links have come into its way, `OSError` if it is gone."
+    "A file of the folder, open for reading. `PermissionError` if a link leads there by now, `OSError` if it is gone."
     folder = os.path.realpath(folder)
     path = os.path.normpath(os.path.join(folder, name))
     file = open(path, 'rb', opener=lambda path, flags: os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))) # no pipe
@@ -152,7 +152,8 @@ def _as_jpeg(file):
 # %% ../nbs/35_serve.ipynb #920207c2
 _POLICY = "default-src 'none'; frame-ancestors 'none'"
 _SAFE = {'Content-Security-Policy': _POLICY, 'Cross-Origin-Resource-Policy': 'same-origin', 'Cache-Control': 'no-store',
-         'Cross-Origin-Opener-Policy': 'same-origin', 'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer'}
+         'Cross-Origin-Opener-Policy': 'same-origin', 'X-Content-Type-Options': 'nosniff',
+         'Referrer-Policy': 'no-referrer'}
 
 class _Guard:
     "Middleware: refuses what does not come from our page, and tells the browser what it may do with an answer."
@@ -170,9 +171,10 @@ class _Guard:
     def refusal(self, scope):
         headers = Headers(scope=scope)
         host = headers.get('host', '').lower()
+        ours = f"{scope['scheme']}://{host}"
         if re.sub(r':\d*$', '', host).strip('[]') not in self.hosts:
             return _failed(400, f"This server is not {host!r}. It is {' or '.join(self.hosts)}.")
-        if headers.get('origin', f'http://{host}').lower() != f'http://{host}':
+        if headers.get('origin', ours).lower() != ours:
             return _failed(403, "Another page asked. Only the page of this server may.")
         if headers.get('sec-fetch-site', 'none') not in ('same-origin', 'none'):
             return _failed(403, "Another site asked. Type the address into a new tab.")
@@ -240,7 +242,8 @@ class _Answers:
         now = self.current()
         small = self.album.thumb(now.photos[_row(now, request.path_params['id'])].sum)
         if small is None: raise HTTPException(404, "This photo has just left the album.")
-        return Response(small, media_type='image/jpeg', headers={'Cache-Control': 'private, max-age=31536000, immutable'})
+        headers = {'Cache-Control': 'private, max-age=31536000, immutable'} # another picture has another sum
+        return Response(small, media_type='image/jpeg', headers=headers)
 
     def photo(self, request):
         now = self.current()
@@ -255,7 +258,7 @@ class _Answers:
             if not kind: return Response(_as_jpeg(file), media_type='image/jpeg', headers=headers)
         except PermissionError as e: raise HTTPException(403, f"{name} is not shown: {e.strerror or e}.")
         except Exception as e: # damaged bytes raise nearly anything
-            raise HTTPException(404, f"{name} cannot be read any more ({getattr(e, 'strerror', '') or e}).")
+            raise HTTPException(404, f"{name} cannot be read any more ({getattr(e, 'strerror', '') or 'damaged'}).")
         headers['Content-Length'] = str(os.fstat(file.fileno()).st_size)
         return StreamingResponse(_pieces(file), media_type=f'image/{kind.lastgroup}', headers=headers)
 
@@ -304,8 +307,9 @@ def serve(
     names = _names(host)
     app = make_app(album, names)
     try: line = socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
-    except OSError as e: raise OSError(e.errno, f"cannot listen at {host}, port {port} ({e.strerror.partition(' (')[0]}): "
-                                       "choose another port or host.") from None
+    except OSError as e:
+        why = str(e.strerror).partition(' (')[0]
+        raise OSError(e.errno, f"cannot listen at {host}, port {port} ({why}): choose another port or host.") from None
     name = f'[{names[0]}]' if ':' in names[0] else names[0]
     print(f'Search your photos: http://{name}:{line.getsockname()[1]} (Ctrl-C ends it)', flush=True)
     if host not in _HERE: print('Everybody in the network can see these photos.', flush=True)

@@ -58,7 +58,8 @@ async function nearest(s) {
   const path = '/api/similar?' + question(s, s.upload ? {k: MOST} : {id: s.photo, k: MOST});
   const ending = file?.name.match(/\.(\w+)$/)?.[1].toLowerCase() ?? 'unknown';
   const kind = file?.type.startsWith('image/') ? file.type : 'image/' + ending; // not every browser knows heic
-  const {photos, query, version} = await ask(path, file && {method: 'POST', body: file, headers: {'Content-Type': kind}});
+  const post = file && {method: 'POST', body: file, headers: {'Content-Type': kind}};
+  const {photos, query, version} = await ask(path, post);
   return {total: photos.length, items: photos, query: query ?? {name: file.name}, version};
 }
 
@@ -143,7 +144,13 @@ async function show(where = {}) {
     if (!same && where.byKey && at >= 0) focus(at);
     await view();
   } catch (error) {
-    if (mine === turn) { list = {total: 0, items: []}; clearGrid(); controls(); paint(); say(error); }
+    if (mine !== turn) return;
+    list = {total: 0, items: []};
+    clearGrid();
+    controls();
+    paint();
+    say(error);
+    $('error').append(' ', make('a', {href: '/', textContent: 'All photos'}));
   } finally {
     if (mine === turn) { document.body.classList.remove('busy'); document.body.dataset.shown = turn; }
   }
@@ -160,7 +167,7 @@ function controls() {
   $('query').hidden = !asking() || !list.query;
   $('hint').hidden = Boolean(asking());
   if (wide.matches || !$('clear').hidden) $('sieve').open = true; // on a phone it is folded
-  document.title = (list.query?.name ?? state.name ?? '') + (list.query || state.name ? ' – ' : '') + 'Search your photos';
+  document.title = [list.query?.name ?? state.name, 'Search your photos'].filter(Boolean).join(' – ');
   if ($('query').hidden) return;
   if ($('asked').dataset.of !== asking()) {
     $('asked').className = '';
@@ -186,7 +193,7 @@ function count() {
   const filtered = FILTERS.some(id => state[id]) ? ' that pass the filter' : '';
   $('reach').textContent = state.far ? `up to ${(+state.far).toFixed(2)}` : 'any distance';
   $('count').textContent = !asking() ? words(n) + filtered + ', the newest first' : !list.query ? '' :
-    (n < list.total || state.far ? `${words(n)} within ${(+state.far).toFixed(2)}` : `the ${words(n)} most like it`) + filtered;
+    (state.far ? `${words(n)} within ${(+state.far).toFixed(2)}` : `the ${words(n)} most like it`) + filtered;
 }
 
 const columns = () => getComputedStyle(grid).gridTemplateColumns.split(' ').length;
@@ -270,7 +277,8 @@ async function view() {
   }
   $('whole').alt = photo.name;
   $('caption').textContent = photo.name;
-  $('more').textContent = [facts(photo), photo.distance && 'distance ' + photo.distance.toFixed(2)].filter(Boolean).join(', ');
+  const near = photo.distance === undefined ? '' : 'distance ' + photo.distance.toFixed(2);
+  $('more').textContent = [facts(photo), near].filter(Boolean).join(', ');
   $('previous').disabled = i < 1;
   $('next').disabled = i < 0 || i + 1 >= shown();
   $('like').hidden = id === asking();
@@ -286,10 +294,11 @@ async function step(d) {
 }
 
 function leave() {
-  const back = at;
   if (history.state?.opened) history.back(); else go({view: ''}, {replace: true});
-  viewer.addEventListener('close', () => { if (back >= 0) focus(back); }, {once: true});
 }
+viewer.onclose = () => { // a browser may close it, whatever we say
+  if (state.view) leave(); else if (at >= 0) focus(at);
+};
 
 viewer.oncancel = e => { e.preventDefault(); leave(); };
 $('close').onclick = leave;
@@ -341,7 +350,8 @@ document.addEventListener('keydown', e => {
   const typed = e.target.closest?.('input, select'), open = viewer.open, across = open ? 0 : columns();
   const keys = open ? {ArrowLeft: () => step(-1), ArrowRight: () => step(1), f: leave} : {
     ArrowLeft: () => focus(at - 1), ArrowRight: () => focus(at + 1), ArrowDown: () => focus(at < 0 ? 0 : at + across),
-    ArrowUp: () => focus(at - across >= 0 ? at - across : at), '/': () => { $('sieve').open = true; $('name').focus(); },
+    ArrowUp: () => focus(at - across >= 0 ? at - across : at),
+    '/': () => { $('sieve').open = true; $('name').focus(); },
     f: () => { const id = list.items[at]?.id ?? asking(); if (id) go({view: id}); },
     Escape: () => asking() ? showAll() : FILTERS.some(id => state[id]) && noFilter()};
   if (typed) { if (e.key === 'Escape') typed.blur(); return; }
@@ -353,7 +363,8 @@ document.addEventListener('keydown', e => {
 async function search(files) {
   const file = [...files].find(f => f.type.startsWith('image/')) ?? files[0];
   if (!file) return say('That was no file: drop a picture from a folder, or copy it and paste it here.');
-  if (file.size > album.upload) return say(`${file.name} is larger than ${album.upload/1e6} MB: make it smaller first.`);
+  if (file.size > album.upload)
+    return say(`${file.name} is larger than ${album.upload/1e6} MB: make it smaller first.`);
   const key = Date.now().toString(36), next = {...state, photo: '', upload: key, view: ''};
   uploads.set(key, file);
   document.body.classList.add('busy');
@@ -361,7 +372,10 @@ async function search(files) {
   catch (error) { document.body.classList.remove('busy'); say(error); }
 }
 $('file').onchange = () => { search($('file').files); $('file').value = ''; };
-addEventListener('paste', e => { if (e.clipboardData.files.length) { e.preventDefault(); search(e.clipboardData.files); } });
+addEventListener('paste', e => {
+  const {files} = e.clipboardData;
+  if (files.length) { e.preventDefault(); search(files); }
+});
 addEventListener('dragover', e => { e.preventDefault(); $('drop').hidden = false; });
 addEventListener('dragleave', e => { if (!e.relatedTarget) $('drop').hidden = true; });
 addEventListener('drop', e => { e.preventDefault(); $('drop').hidden = true; search(e.dataTransfer.files); });
