@@ -44,7 +44,16 @@ class Browser:
             with urllib.request.urlopen(request, timeout=60) as answer: return json.load(answer)['value']
         except urllib.error.HTTPError as e: raise RuntimeError(json.load(e)['value']['message']) from None
 
-    def open(self, path): self._call('POST', '/url', {'url': path.as_uri()})
+    def open(self, page): # a path or an address
+        self._call('POST', '/url', {'url': page if isinstance(page, str) else page.as_uri()})
+
+    def back(self): self._call('POST', '/back', {})
+
+    def drop(self, file, x=400, y=300):
+        "A file, dragged in from outside of the browser."
+        data = {'items': [], 'files': [str(file)], 'dragOperationsMask': 1}
+        for kind in ('dragEnter', 'dragOver', 'drop'):
+            self.cdp('Input.dispatchDragEvent', type=kind, x=x, y=y, data=data)
 
     def js(self, code, *args):
         "What `return …` in the page gives; a promise is waited for."
