@@ -93,7 +93,8 @@ def _curves(panels, w, h, x='images_seen', xlabel='images through the trained en
             ax.plot(at, mean, ms=3.5, label=f"{method} ({n.max():g} seed{'s' if n.max() > 1 else ''})", **look)
             ax.fill_between(at, mean - std, mean + std, color=look['color'], alpha=0.2, lw=0)
         ax.grid(alpha=0.3)
-        if ax.get_ylim()[0] > 0: ax.text(0.01, 0.01, 'does not begin at 0', transform=ax.transAxes, fontsize=7, alpha=0.6)
+        if ax.get_ylim()[0] > 0:
+            ax.text(0.01, 0.01, 'does not begin at 0', transform=ax.transAxes, fontsize=7, alpha=0.6)
         ax.legend(fontsize=8)
     return fig
 

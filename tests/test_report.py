@@ -318,7 +318,8 @@ def test_sections_hold_tables_animations_and_links(tmp_path):
 def test_the_answer_stands_first_and_the_caveat_under_the_table(tmp_path):
     frames = [Image.new('P', (4, 4), i) for i in range(3)]
     frames[0].save(tmp_path/'a.gif', save_all=True, append_images=frames[1:])
-    text = report(tmp_path, make_rows(), answer=['PLM <wins>.'], caveat='By & by.', animation=('', tmp_path/'a.gif', 'A'))
+    text = report(tmp_path, make_rows(), answer=['PLM <wins>.'], caveat='By & by.',
+                  animation=('', tmp_path/'a.gif', 'A'))
     parts = '<h1>', 'PLM &lt;wins&gt;.', 'data:image/gif', '<dl>', '</table>', 'By &amp; by.'
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
