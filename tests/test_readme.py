@@ -116,6 +116,7 @@ def comparison_markdown(way, part):
     lines, header = {}, ['test, %']
     controls = ['plm'] if part == 'parts' else ['pretrained, components', 'distance alone']
     for dataset, metrics in JUDGED.items():
+        if not (ROOT/f'results/{way}/{dataset}.csv').exists(): continue
         rows = rows_of(f'results/{way}/{dataset}.csv')
         assert len({row['seed'] for row in rows}) >= (5 if way == 'frozen' else 3)
         header += [f'{dataset} {NAMES[metrics[0]]}', NAMES[metrics[1]],
