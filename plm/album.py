@@ -102,7 +102,7 @@ def _jpeg(pixels):
 def photo_facts(
     path: str | Path, # an image that can be decoded
 ) -> tuple[int, int, str]: # width and height as it is seen, in pixels; when it was taken or saved, as 2024-05-31 18:00:00
-    "What stands in the head of the file. The date is the camera's, or else the file's, '' for one that no calendar has."
+    "What stands in the head of the file. The date is the camera's, or else the file's; '' if no calendar has it."
     with Image.open(path) as im:
         (w, h), exif = im.size, {}
         try:
@@ -125,8 +125,8 @@ class Album:
         self.place = Path(os.path.abspath(os.path.expanduser(place)))
 
     def connect(self) -> sqlite3.Connection: # one for each thread; close it
-        """The database. `FileNotFoundError` if there is none, `ValueError` if it is damaged or of another format, `OSError`
-        if it cannot be read or written; all say what to do."""
+        """The database. `FileNotFoundError` if there is none, `ValueError` if it is damaged or of another format,
+        `OSError` if it cannot be read or written; all say what to do."""
         file = self.place/'album.sqlite'
         if not file.exists():
             raise FileNotFoundError(f"there is no album in {self.place}. Make it: plm index /my/photos")
@@ -156,8 +156,8 @@ class Album:
     ) -> Changes:
         """Look for new, changed, moved and deleted photos, and make the searches anew. A killed run goes on.
 
-        What is not there, but whose folder is empty or cannot be read, stays: perhaps a disk is not mounted. A folder of
-        photos that was moved or renamed may be given by its new name.
+        What is not there, but whose folder is empty or cannot be read, stays: perhaps a disk is not mounted. A folder
+        of photos that was moved or renamed may be given by its new name.
 
         Errors as in `list_images`; `ValueError` for a folder other than the album's, or if no photo can be used;
         `OSError` for a full disk, or an album that may not be written."""
@@ -174,7 +174,8 @@ class Album:
             with whole_file(self.place/'photos.yaml') as tmp: tmp.write_bytes(PHOTOS_FILE.read_bytes())
         with alone_in(self.place):
             if not (self.place/'album.sqlite').exists(): # asked again, because somebody else may have made it meanwhile
-                with whole_file(self.place/'album.sqlite') as tmp, closing(sqlite3.connect(tmp, factory=_Database)) as db:
+                with (whole_file(self.place/'album.sqlite') as tmp,
+                      closing(sqlite3.connect(tmp, factory=_Database)) as db):
                     for table in _SCHEMA.split(';'): db.execute(table)
                     _set(db, format=_FORMAT)
             self._finish_saving()
@@ -251,7 +252,8 @@ class Album:
                 and (photos.sum is null or thumb is not null) and sum not in (select sum from vectors where network = ?)
                 group by sum order by 2""", [network]).fetchall()
             if not todo: continue
-            eye = Features(self._backbone()) if network == 'backbone' else self._trained_encoder().to(pick_device(p.device))
+            if network == 'backbone': eye = Features(self._backbone())
+            else: eye = self._trained_encoder().to(pick_device(p.device))
             paths = [os.path.join(folder, os.fsdecode(name)) for _, name in todo]
             seen = progress(zip(todo, paths, decode_images(paths, p.side)), 'looking at photos', len(todo))
             while block := list(itertools.islice(seen, _BLOCK)): _see(db, network, eye, block)
@@ -294,7 +296,8 @@ class Album:
 
     def _trained_encoder(self):
         try: return Search.load(self.place/'after', 'cpu').encoder
-        except ValueError as e: raise ValueError(f"{e} For this one: delete {self.place/'after'}, and run plm train.") from e
+        except ValueError as e: raise ValueError(
+            f"{e} For this one: delete {self.place/'after'}, and run plm train.") from e
 
     def train(self,
         whole: bool = False, # True: all weights are trained, which takes long without a GPU; False: behind the backbone
@@ -406,9 +409,8 @@ def _compare(db, folder, found):
             if time.monotonic() - begun > 5: # what a kill can cost
                 db.commit()
                 begun = time.monotonic()
-    kept = {place: _is_away(os.path.join(folder, os.fsdecode(place))) for place in {os.path.dirname(name) for name in gone}}
-    arrived.add(None)
-    away = {name for name in gone if old[name][2] not in arrived and kept[os.path.dirname(name)]}
+    away = {name for name in gone if old[name][2] not in {None, *arrived}
+            and _is_away(os.path.join(folder, os.fsdecode(name)))}
     db.executemany('delete from files where name = ?', [[name] for name in gone - away])
     db.executemany('update files set label = ? where name = ?', [(label, name) for name, (*_, label) in now.items()])
     for table in ('photos', 'vectors'):
@@ -418,11 +420,16 @@ def _compare(db, folder, found):
     return Changes(counts['new'], counts['changed'], counts['moved'], max(0, deleted),
                    len(now) - len(todo) + counts['same'], 0, len(away) + counts['away'])
 
-def _is_away(place):
-    "Whether the files of a folder may come back: what there still is of its path is empty, or cannot be read."
+def _is_away(path):
+    "Whether a file that is not listed may come back: what there still is of its path is empty, or cannot be read."
+    try: os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError): pass
+    except OSError: return True
     while True:
-        try: return all(other.startswith('.') for other in os.listdir(place))
-        except (FileNotFoundError, NotADirectoryError): place = os.path.dirname(place)
+        path = os.path.dirname(path)
+        try:
+            with os.scandir(path) as inside: return all(entry.name.startswith('.') for entry in inside)
+        except (FileNotFoundError, NotADirectoryError): pass
         except OSError: return True
 
 _PASSING = 'unreadable:', 'too large: memory' # why a photo could not be decoded: next time it may
