@@ -1,5 +1,5 @@
 "An album: what an update finds, what it does not do again, what a kill leaves, and what training may see."
-import io, json, os, shutil, signal, sqlite3, subprocess, sys, time
+import io, os, shutil, signal, sqlite3, subprocess, sys, time
 from contextlib import closing
 from pathlib import Path
 import numpy as np, pytest, torch, yaml

@@ -310,3 +310,12 @@ def test_the_copy_of_a_failed_stage_has_the_traceback(tmp_path):
     outputs = [o for cell in nbformat.read(copy, 4).cells if cell.cell_type == 'code' for o in cell.outputs]
     assert [o.ename for o in outputs] == ['ZeroDivisionError'] and '1' in ''.join(outputs[0].traceback)
     assert 'start_time' not in copy.read_text()
+
+
+def test_a_parameter_that_the_stage_does_not_have_is_refused(tmp_path):
+    done, copy = start(tmp_path/'here', 'seed = 0\nmethod = "plm"', 'print(seed)', parameters=['-p', 'sed', '3'])
+    assert done.returncode == 1 and done.stderr.endswith('has no parameter sed. It has: seed, method.\n')
+    assert not copy.exists()
+    done, copy = start(tmp_path/'there', 'seed = 0\nmethod = "plm"', 'print(seed, method)',
+                       parameters=['-p', 'seed', '3', '-p', 'method', 'é"\'\\'])
+    assert not done.returncode and nbformat.read(copy, 4).cells[-1].outputs[0].text == '3 é"\'\\\n'

@@ -1,5 +1,5 @@
 """A search of one's own photos: its constants, where the head begins, what is found, what is kept."""
-import json, os, re, shutil, timeit, yaml
+import json, os, shutil, timeit, yaml
 from pathlib import Path
 import faiss, numpy as np, pytest, torch
 from PIL import Image
