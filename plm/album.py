@@ -4,10 +4,10 @@
 
 # %% ../nbs/34_album.ipynb #bfc7f549
 from __future__ import annotations
-import io, itertools, json, os, shutil, sqlite3, time
+import errno, io, itertools, json, os, shutil, sqlite3, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np, PIL, torch, torch.nn.functional as F
 from PIL import ExifTags, Image
 from .backbones import FeatureNet, join_frozen
 from .copies import near_duplicates, photo_hash, write_duplicates_csv
-from .core import alone_in, format_bytes, pick_device, progress, whole_file
+from .core import alone_in, disk_advice, format_bytes, pick_device, progress, whole_file
 from .datasets import map_images
 from .encoder import Encoder, embed
 from .evaluation import ranking, recall_at_k
@@ -44,6 +44,34 @@ create index by_sum on files (sum);
 _FORMAT = 1 # of the tables
 _BLOCK = 32 # photos that go through the network at a time, and that a kill can cost
 
+_BUSY = 'is in use, or lies on a disk that does not lock files: wait, or keep the album on a disk of this computer'
+_TROUBLE = dict(BUSY=_BUSY, LOCKED=_BUSY, PROTOCOL=_BUSY, READONLY='may not be written: give yourself the right to, or '
+                'choose another place: --at', CANTOPEN='cannot be opened', PERM='may not be opened', IOERR='cannot be '
+                'read or written: is its disk there, and whole?')
+
+@contextmanager
+def _in_words(file):
+    "Turn what SQLite complains of into an `OSError` or a `ValueError` that says what one can do."
+    try: yield
+    except sqlite3.DatabaseError as e:
+        kind = (getattr(e, 'sqlite_errorname', None) or '').removeprefix('SQLITE_').partition('_')[0]
+        if kind == 'FULL':
+            with disk_advice(file): raise OSError(errno.ENOSPC, '') from e
+        if kind in _TROUBLE: raise OSError(f'{file} {_TROUBLE[kind]} ({e}).') from e
+        raise ValueError(f'{file} is damaged ({e}). Delete {file.parent}, and run plm index again.') from e
+
+class _Database(sqlite3.Connection):
+    "A database whose errors are in words."
+    def __init__(self, file, **how):
+        self.file = file
+        super().__init__(file, **how)
+    def execute(self, *given):
+        with _in_words(self.file): return super().execute(*given)
+    def executemany(self, *given):
+        with _in_words(self.file): return super().executemany(*given)
+    def commit(self):
+        with _in_words(self.file): super().commit()
+
 class Photo(NamedTuple):
     "One photo of an album."
     sum: bytes # of the file's content
@@ -52,7 +80,7 @@ class Photo(NamedTuple):
     width: int # in pixels, as it is seen
     height: int
     size: int # of the file, in bytes
-    taken: str # as 2024-05-31 18:00:00
+    taken: str # as 2024-05-31 18:00:00; '' if nobody knows
     pixels: str # sum of the pixels of its square (`plm.photos.pixel_sum`)
     hash: bytes # its perceptual hash (`plm.copies.photo_hash`)
 
@@ -64,6 +92,7 @@ class Changes(NamedTuple):
     deleted: int # no longer there
     same: int # as they were
     skipped: int # that cannot be used, of all
+    away: int = 0 # not there or not readable now, but perhaps again: they stay
     def __str__(self): return ', '.join(f'{n:,} {what}' for what, n in self._asdict().items() if n) or 'nothing'
 
 def _jpeg(pixels):
@@ -74,7 +103,7 @@ def _jpeg(pixels):
 def photo_facts(
     path: str | Path, # an image that can be decoded
 ) -> tuple[int, int, str]: # width and height as it is seen, in pixels; its date, as 2024-05-31 18:00:00
-    "What stands in the head of the file. The date is the camera's, or else the file's."
+    "What stands in the head of the file. The date is the camera's, or else the file's; '' if no calendar has it."
     with Image.open(path) as im:
         (w, h), exif = im.size, {}
         try:
@@ -83,7 +112,10 @@ def photo_facts(
             taken = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
             return w, h, datetime.strptime(str(taken)[:19], '%Y:%m:%d %H:%M:%S').isoformat(' ')
         except Exception: pass # damaged or without a date
-    return w, h, datetime.fromtimestamp(os.stat(path).st_mtime).isoformat(' ', 'seconds')
+    saved = os.stat(path).st_mtime
+    try: return w, h, datetime.fromtimestamp(saved).isoformat(' ', 'seconds')
+    except (ValueError, OverflowError, OSError): return w, h, '' # a clock that runs wild
+
 
 # %% ../nbs/34_album.ipynb #83d70d1b
 class Album:
@@ -94,17 +126,18 @@ class Album:
         self.place = Path(os.path.abspath(os.path.expanduser(place)))
 
     def connect(self) -> sqlite3.Connection: # one for each thread; close it
-        "The database. `FileNotFoundError` if there is none, `ValueError` if it is damaged or of another format."
+        """The database. `FileNotFoundError` if there is none, `ValueError` if it is damaged or of another format,
+        `OSError` if it cannot be read or written; all say what to do."""
         file = self.place/'album.sqlite'
         if not file.exists():
             raise FileNotFoundError(f"there is no album in {self.place}. Make it: plm index /my/photos")
-        db = sqlite3.connect(file, timeout=60)
+        with _in_words(file): db = sqlite3.connect(file, timeout=60, factory=_Database)
         try:
             if db.execute("select value from about where key = 'format'").fetchone() == (str(_FORMAT),): return db
-            why = 'is of another version of plm'
-        except sqlite3.DatabaseError as e: why = f'is damaged ({e})'
-        db.close()
-        raise ValueError(f"{file} {why}. Delete {self.place}, and run plm index again.")
+            raise ValueError(f'{file} is of another version of plm. Delete {self.place}, and run plm index again.')
+        except BaseException:
+            db.close()
+            raise
 
     def about(self,
         key: str, # 'folder', 'exclude', 'labels_csv', 'passed'
@@ -124,14 +157,16 @@ class Album:
     ) -> Changes:
         """Look for new, changed, moved and deleted photos, and make the searches anew. A killed run goes on.
 
-        Errors as in `list_images`; `ValueError` for a folder other than the album's, or if no photo can be used."""
+        What is not there, but whose folder is empty or cannot be read, stays: perhaps a disk is not mounted. A folder
+        of photos that was moved or renamed may be given by its new name.
+
+        Errors as in `list_images`; `ValueError` for a folder other than the album's, or if no photo can be used;
+        `OSError` for a full disk, or an album that may not be written."""
         folder = os.path.abspath(os.path.expanduser(folder)) if folder else self.about('folder')
         known = (self.place/'album.sqlite').exists()
         inside = self.place.relative_to(folder).parts if self.place.is_relative_to(folder) else ['.']
         if not any(part.startswith('.') for part in inside): raise ValueError( # what is hidden is passed over
             f"the album {self.place} would lie among the photos of {folder}. Choose another place for it: --at")
-        if known and self.about('folder') not in (None, folder): raise ValueError(
-            f"the album {self.place} is of {self.about('folder')}. For {folder} choose another place: --at")
         labels_csv = os.path.abspath(labels_csv) if labels_csv else self.about('labels_csv') if known else None
         if exclude is None: exclude = known and self.about('exclude') or []
         found = list_images(folder, labels_csv, exclude)
@@ -139,22 +174,36 @@ class Album:
         if not (self.place/'photos.yaml').exists():
             with whole_file(self.place/'photos.yaml') as tmp: tmp.write_bytes(PHOTOS_FILE.read_bytes())
         with alone_in(self.place):
-            if not known:
-                with closing(sqlite3.connect(self.place/'album.sqlite')) as db:
-                    db.executescript(_SCHEMA)
+            if not (self.place/'album.sqlite').exists(): # asked again, because somebody else may have made it meanwhile
+                with (whole_file(self.place/'album.sqlite') as tmp,
+                      closing(sqlite3.connect(tmp, factory=_Database)) as db):
+                    for table in _SCHEMA.split(';'): db.execute(table)
                     _set(db, format=_FORMAT)
+            self._finish_saving()
             with closing(self.connect()) as db:
+                self._check_folder(db, folder, found)
                 _set(db, folder=folder, exclude=list(exclude), labels_csv=labels_csv, passed=found.passed)
                 changes = _compare(db, folder, found)
                 self._look(db, folder)
                 self._search(db)
         return changes._replace(skipped=len(self.skipped()))
 
+    def _check_folder(self, db, folder, found):
+        "It is the album's own, or where most of its photos lie now."
+        was = _get(db, 'folder')
+        if was in (None, folder): return
+        if not os.path.exists(was):
+            names = {os.fsdecode(name) for name, in db.execute('select name from files')}
+            there = names.intersection(file.relative_to(folder).as_posix() for file in found.files)
+            if 2*len(there) > len(names): return
+        raise ValueError(f"the album {self.place} is of {was}. For {folder} choose another place: --at")
+
     def skipped(self) -> dict[str, str]: # name -> why
         "The files that are not used."
         with closing(self.connect()) as db:
             rows = db.execute("""select name, coalesce(files.note, photos.note) from files left join photos using (sum)
-                                 where thumb is null order by name""").fetchall()
+                                 where thumb is null and coalesce(files.note, photos.note) is not null
+                                 order by name""").fetchall()
             return {os.fsdecode(name): why for name, why in rows} | _get(db, 'passed')
 
     def photos(self) -> list[Photo]: # in the order of their names; a photo that lies there twice has its first
@@ -204,7 +253,8 @@ class Album:
                 and (photos.sum is null or thumb is not null) and sum not in (select sum from vectors where network = ?)
                 group by sum order by 2""", [network]).fetchall()
             if not todo: continue
-            eye = Features(self._backbone()) if network == 'backbone' else self.search('after').encoder
+            if network == 'backbone': eye = Features(self._backbone())
+            else: eye = self._trained_encoder().to(pick_device(p.device))
             paths = [os.path.join(folder, os.fsdecode(name)) for _, name in todo]
             seen = progress(zip(todo, paths, decode_images(paths, p.side)), 'looking at photos', len(todo))
             while block := list(itertools.islice(seen, _BLOCK)): _see(db, network, eye, block)
@@ -216,30 +266,52 @@ class Album:
             name, why = next(iter(self.skipped().items()))
             raise ValueError(f"no photo of {_get(db, 'folder')} can be used; the first: {printable(name)}: {why}.")
         f = _vectors(db, 'backbone')
-        made = (self.place/'before'/'search.json').exists()
-        if not made or len(photos) >= 2*_get(db, 'head of'):
-            encoder = join_frozen(self._backbone().cpu(), _closed_form(f, p))
-            _set(db, **{'head of': len(photos)})
-        else: encoder = Search.load(self.place/'before', 'cpu').encoder
+        try: encoder = Search.load(self.place/'before', 'cpu').encoder
+        except (FileNotFoundError, ValueError): encoder = None # there is none, or it is damaged
+        made_of = _get(db, 'head of') or 0
+        if encoder is None or len(photos) >= 2*made_of:
+            encoder, made_of = join_frozen(self._backbone().cpu(), _closed_form(f, p)), len(photos)
         self._save('before', encoder, photos, _project(encoder, f), p)
+        _set(db, **{'head of': made_of})
         if trained := self._trained():
-            encoder = Search.load(self.place/'after', 'cpu').encoder
+            encoder = self._trained_encoder()
             z = _project(encoder, f) if trained == 'head' else _vectors(db, 'whole')[:, 0].float()
             self._save('after', encoder, photos, z, p)
 
     def _save(self, which, encoder, photos, z, p):
+        new, old = self.place/f'.{which}.new', self.place/f'.{which}.old'
+        shutil.rmtree(new, ignore_errors=True)
         Search(encoder, p.train, p.side, [photo.name for photo in photos], [photo.pixels for photo in photos], z,
-               folder=self.about('folder')).save(self.place/which)
+               folder=self.about('folder')).save(new)
+        shutil.rmtree(old, ignore_errors=True)
+        if (self.place/which).exists(): os.rename(self.place/which, old)
+        os.rename(new, self.place/which) # at once, so that neither a kill nor a reader sees half of it
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _finish_saving(self):
+        "What a kill between two renames has left."
+        for which in ('before', 'after'):
+            old = self.place/f'.{which}.old'
+            if (self.place/which).exists(): shutil.rmtree(old, ignore_errors=True)
+            elif old.exists(): os.rename(old, self.place/which)
+
+    def _trained_encoder(self):
+        try: return Search.load(self.place/'after', 'cpu').encoder
+        except ValueError as e: raise ValueError(
+            f"{e} For this one: delete {self.place/'after'}, and run plm train.") from e
 
     def train(self,
         whole: bool = False, # True: all weights are trained, which takes long without a GPU; False: behind the backbone
     ) -> list[dict]: # a row per epoch, as `plm.training.fit` gives it
         """Train PLM on the photos, without labels: the search `after`. A killed run goes on. `ValueError` for too few
         photos."""
-        p, photos = self.constants, self.photos()
-        train = batch_for(p, len(photos))
-        scratch, device = self.place/'training', pick_device(p.device)
+        p, scratch = self.constants, self.place/'training'
+        device = pick_device(p.device)
+        self.connect().close() # says what is missing
         with alone_in(self.place), closing(self.connect()) as db:
+            self._finish_saving()
+            photos = _photos(db) # now, when nobody changes them any more
+            train = batch_for(p, len(photos))
             if whole:
                 paths = [os.path.join(_get(db, 'folder'), photo.name) for photo in photos]
                 write_photos(paths, scratch/'images.npy', p.side, drop_duplicates=False)
@@ -254,15 +326,15 @@ class Album:
                 encoder.backbone.load_state_dict(frozen.backbone.net.state_dict())
                 encoder.head.load_state_dict(frozen.head.state_dict())
             log = fit(PLM(encoder, p.plm, p.seed), images, Run('plm', train, p.plm.lr, p.seed, scratch, (p.plm, whole)))
-            db.execute("delete from vectors where network = 'whole'")
-            if whole:
-                z = embed(encoder, images, desc='embedding: after').cpu()
-                db.executemany("insert into vectors values (?, 'whole', ?)",
-                               [(photo.sum, row.half().numpy().tobytes()) for photo, row in zip(photos, z)])
+            if whole: z = embed(encoder, images, desc='embedding: after').cpu()
             else:
                 encoder = join_frozen(self._backbone().cpu(), encoder.cpu())
                 z = _project(encoder, _vectors(db, 'backbone'))
+            db.execute("delete from vectors where network = 'whole'")
+            db.commit() # whichever network a kill leaves, it sees all photos anew
             self._save('after', encoder.cpu(), photos, z, p)
+            if whole: db.executemany("insert into vectors values (?, 'whole', ?)",
+                                     [(photo.sum, row.half().numpy().tobytes()) for photo, row in zip(photos, z)])
             db.commit()
         shutil.rmtree(scratch, ignore_errors=True)
         return log
@@ -340,7 +412,7 @@ def _compare(db, folder, found):
         found.names[label] if label >= 0 else None for label in found.labels]
     now = {}
     for file, label in zip(found.files, labels):
-        try: state = (info := file.stat()).st_size, info.st_mtime_ns
+        try: state = (info := file.stat()).st_size, info.st_mtime_ns % 2**63 # SQLite's numbers end there
         except OSError: state = None, None # gone meanwhile, or not permitted: reading it will say so
         now[os.fsencode(file.relative_to(folder).as_posix())] = *state, label
     todo = [name for name, (*state, _) in now.items() if old.get(name, [0])[:2] != state or old[name][2] is None]
@@ -348,35 +420,60 @@ def _compare(db, folder, found):
         try: return bytes.fromhex(file_digest(os.path.join(folder, os.fsdecode(name)))), None
         except OSError as e: return None, f'unreadable: {e.strerror}'
     counts, begun = Counter(), time.monotonic()
-    gone = {old[name][2] for name in old.keys() - now.keys()}
+    gone, arrived = old.keys() - now.keys(), set()
+    once = {old[name][2] for name in gone}
     with ThreadPoolExecutor(4) as pool: # disks like several questions at a time
         for name, (own, note) in zip(todo, progress(pool.map(read, todo), 'reading files', len(todo))):
+            if name in old and own is None and old[name][2]: # it cannot be read now, but could be once
+                counts['away'] += 1
+                continue
             if name in old: counts['same' if own == old[name][2] else 'changed'] += 1
-            else: counts['moved' if own in gone else 'new'] += 1
+            else: counts['moved' if own in once else 'new'] += 1
+            arrived.add(own)
             row = name, *now[name][:2], own, note, None
             db.execute('insert or replace into files values (?, ?, ?, ?, ?, ?)', row)
             if time.monotonic() - begun > 5: # what a kill can cost
                 db.commit()
                 begun = time.monotonic()
-    db.executemany('delete from files where name = ?', [[name] for name in old.keys() - now.keys()])
+    away = {name for name in gone if old[name][2] not in {None, *arrived}
+            and _is_away(os.path.join(folder, os.fsdecode(name)))}
+    db.executemany('delete from files where name = ?', [[name] for name in gone - away])
     db.executemany('update files set label = ? where name = ?', [(label, name) for name, (*_, label) in now.items()])
     for table in ('photos', 'vectors'):
         db.execute(f'delete from {table} where sum not in (select sum from files where sum is not null)')
     db.commit()
-    deleted = len(old.keys() - now.keys()) - counts['moved']
+    deleted = len(gone - away) - counts['moved']
     return Changes(counts['new'], counts['changed'], counts['moved'], max(0, deleted),
-                   len(now) - len(todo) + counts['same'], 0)
+                   len(now) - len(todo) + counts['same'], 0, len(away) + counts['away'])
+
+def _is_away(path):
+    "Whether a file that is not listed may come back: what there still is of its path is empty, or cannot be read."
+    try: os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError): pass
+    except OSError: return True
+    while True:
+        path = os.path.dirname(path)
+        try:
+            with os.scandir(path) as inside: return all(entry.name.startswith('.') for entry in inside)
+        except (FileNotFoundError, NotADirectoryError): pass
+        except OSError: return True
+
+_PASSING = 'unreadable:', 'too large: memory' # why a photo could not be decoded: next time it may
 
 def _see(db, network, eye, block):
     "A network looks at some decoded photos; what it says is kept, or why one cannot be used."
-    for (own, _), _, (pixels, note, _) in block:
-        if pixels is None: db.execute('insert or replace into photos (sum, note) values (?, ?)', [own, note])
-    block = [(own, path, *decoded) for (own, _), path, decoded in block if decoded[0] is not None]
-    if block:
-        z = embed(eye, torch.from_numpy(np.stack([pixels for _, _, pixels, *_ in block]))).cpu().half().numpy()
-        for (own, path, pixels, note, digest), row in zip(block, z):
+    good = []
+    for (own, _), path, (pixels, note, digest) in block:
+        try: facts = photo_facts(path) if pixels is not None else None
+        except OSError as e: pixels, note = None, f'unreadable: {e.strerror or e}' # gone since it was decoded
+        if pixels is not None: good.append((own, facts, pixels, note, digest))
+        elif note.startswith(_PASSING): db.execute('update files set note = ? where sum = ?', [note, own])
+        else: db.execute('insert or replace into photos (sum, note) values (?, ?)', [own, note])
+    if good:
+        z = embed(eye, torch.from_numpy(np.stack([pixels for _, _, pixels, *_ in good]))).cpu().half().numpy()
+        for (own, facts, pixels, note, digest), row in zip(good, z):
             db.execute('insert or ignore into photos values (?, ?, ?, ?, ?, ?, ?, ?)', [
-                own, note, *photo_facts(path), digest, photo_hash(pixels).tobytes(), _jpeg(pixels)])
+                own, note, *facts, digest, photo_hash(pixels).tobytes(), _jpeg(pixels)])
             db.execute('insert or replace into vectors values (?, ?, ?)', [own, network, row.tobytes()])
     db.commit()
 

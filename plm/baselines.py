@@ -28,14 +28,16 @@ class SimCLRLoss(nn.Module):
     def forward(self,
         z1: Tensor, # (B, d) embeddings of the first views, any length: cosines are compared
         z2: Tensor, # (B, d) embeddings of the second views; row i of both is image i; B at least 2
-    ) -> dict[str, Tensor]: # `{'nt_xent': scalar}`; `ValueError` for NaN or shapes that do not match
+    ) -> dict[str, Tensor]: # `{'nt_xent': scalar}`; `ValueError` for NaN, rows of length 0, or shapes that do not match
         check_embeddings(z1, 'embeddings z1'), check_embeddings(z2, 'embeddings z2')
         if z1.shape != z2.shape or len(z1) < 2:
             raise ValueError("the two views must have the same shape (B, d) with B at least 2, "
                              f"got {tuple(z1.shape)} and {tuple(z2.shape)}.")
         check_pairs(2*len(z1), 2*len(z1), 'NT-Xent')
-        image = torch.arange(len(z1), device=z1.device).repeat(2)
-        return {'nt_xent': self.nt_xent(torch.cat([z1, z2]), image)}
+        z, image = torch.cat([z1, z2]), torch.arange(len(z1), device=z1.device).repeat(2)
+        if not z.detach().any(1).all(): raise ValueError( # its gradient would be some 1e11
+            "an embedding is 0 in all its numbers: it has no direction to compare. Give the last layer a bias.")
+        return {'nt_xent': self.nt_xent(z, image)}
 
 # %% ../nbs/12_baselines.ipynb #720185d4
 @torch.no_grad() # the teacher estimates: nothing here is trained

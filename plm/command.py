@@ -26,6 +26,9 @@ def _index(args):
     album = _album(args)
     changes = album.update(args.folder or '', args.exclude, args.labels)
     print(changes, album.search(), sep='\n')
+    if changes.away: print(
+        f'{changes.away:,} photos are not there, but their folder is empty or cannot be read, as if its disk were not '
+        'mounted: they stay. If they were deleted, delete the empty folder, too.')
     if skipped := album.skipped():
         from plm.core import whole_file
         from plm.search import printable

@@ -108,8 +108,8 @@ def list_images(
     if said: print(f"left out: {', '.join(said)}")
     if not files:
         seen = ', '.join(f'{n} {kind}' for kind, n in counts.items()) or 'it is empty'
-        raise ValueError(f"no image was found in {folder} ({seen}). Links are not followed, and hidden files not "
-                         "opened: copy the images into the folder.")
+        raise ValueError(f"no image was found in {folder} ({seen}). Is its disk mounted? Links are not followed, and "
+                         "hidden files not opened: copy the images into the folder.")
     found = _folder_labels(folder, files) if labels_csv is None else _csv_labels(folder, files, Path(labels_csv))
     if found is None: return Listing(files, None, [], dict(counts), passed)
     names = sorted({name for name in found if name is not None})

@@ -91,7 +91,7 @@ def build_index(
     x = np.ascontiguousarray(check_embeddings(z).cpu().numpy(), np.float32)
     if len(x) <= flat_up_to: index = faiss.IndexFlatL2(x.shape[1])
     else:
-        index = faiss.index_factory(x.shape[1], f'IVF{int(4*math.sqrt(len(x)))},Flat')
+        index = faiss.index_factory(x.shape[1], f'IVF{min(len(x), int(4*math.sqrt(len(x))))},Flat')
         index.train(x)
         index.nprobe = 32 # cells visited; it is stored with the index
     index.add(x)
@@ -240,10 +240,12 @@ class Search:
         k: int = 10, # how many; all, if there are fewer
         leave_out: int | None = None, # a row that is no answer
     ) -> Found:
-        "The photos nearest to an embedding. `ValueError` for one of another length."
+        "The photos nearest to an embedding. `ValueError` for one of another length, or NaN."
         if k < 1: raise ValueError(f"k must be at least 1, got {k}.")
         if z.shape != (1, self.z.shape[1]):
             raise ValueError(f"the query must have shape (1, {self.z.shape[1]}), got {tuple(z.shape)}.")
+        if not self.files: return Found([], np.empty(0, np.float32))
+        z = check_embeddings(z, 'the query').detach().float().cpu()
         d2, rows = self.index.search(z.numpy(), min(k + (leave_out is not None), len(self.files)))
         keep = (rows[0] != leave_out) & (rows[0] >= 0) # IVF gives -1 where the cells visited hold too few
         paths = [os.path.join(self.folder or '', self.files[r]) for r in rows[0][keep][:k]]

@@ -1,5 +1,5 @@
 "Ablations: what is read, what runs and what does not run again, and whether a difference is one."
-import math, os, subprocess, sys, time
+import os, subprocess, sys, time
 from pathlib import Path
 import numpy as np, psutil, pytest, torch, yaml
 from plm import ablation

@@ -1,5 +1,5 @@
 "An album: what an update finds, what it does not do again, what a kill leaves, and what training may see."
-import csv, io, json, os, shutil, signal, sqlite3, subprocess, sys, time
+import csv, io, os, shutil, signal, sqlite3, subprocess, sys, time
 from contextlib import closing
 from pathlib import Path
 import numpy as np, pytest, torch, yaml
@@ -181,6 +181,195 @@ def test_the_facts_of_a_photo(tmp_path):
     os.utime(tmp_path/'b.jpg', (1e9, 1e9))
     w, h, taken = photo_facts(tmp_path/'b.jpg')
     assert (w, h) == (40, 70) and taken.startswith('2001-09-')
+
+
+@pytest.mark.parametrize('clock', [10**21, 2**63 - 1, 0, -10**19]) # nanoseconds: the years 33658, 2262, 1970, 1653
+def test_a_clock_that_runs_wild(folder, tmp_path, clock, monkeypatch):
+    album, plain = small(tmp_path/'album'), os.stat
+    def stat(path, *how, **more): # not every file system keeps such times
+        info = plain(path, *how, **more)
+        if not str(path).endswith('/00.png'): return info
+        return os.stat_result(tuple(info)[:7] + (0, clock//10**9, 0), dict(st_mtime=clock/1e9, st_mtime_ns=clock))
+    monkeypatch.setattr(os, 'stat', stat)
+    assert album.update(folder).new == 12 and album.update().same == 12
+    assert album.photos()[0].taken[:4] == {10**21: '', 2**63 - 1: '2262', 0: '1970', -10**19: '1653'}[clock]
+
+
+def refuse(monkeypatch, owner, name, within, error):
+    plain = getattr(owner, name)
+    def call(path, *how, **more):
+        if str(within) in str(path): raise error
+        return plain(path, *how, **more)
+    monkeypatch.setattr(owner, name, call)
+
+def disk_gone(folder, monkeypatch): # a broken network: the folder is there, but cannot be listed
+    for name in ('listdir', 'scandir'): refuse(monkeypatch, os, name, folder/'a', OSError(107, 'not connected'))
+
+def disk_not_mounted(folder, monkeypatch):
+    (folder/'a').rename(folder.parent/'disk')
+    (folder/'a').mkdir()
+    (folder/'a/.not-mounted').touch()
+
+def disk_stale(folder, monkeypatch): # it is listed, and nothing more
+    for name in ('stat', 'lstat'): refuse(monkeypatch, os, name, f'{folder}/a/', OSError(116, 'Stale file handle'))
+
+def disk_broken(folder, monkeypatch): # files that seem to have changed cannot be read
+    for file in (folder/'a').iterdir(): os.utime(file, (1, 1))
+    refuse(monkeypatch, module, 'file_digest', f'{folder}/a/', OSError(5, 'Input/output error'))
+
+@pytest.mark.parametrize('trouble', [disk_gone, disk_not_mounted, disk_stale, disk_broken])
+def test_a_disk_that_is_away_is_not_forgotten(folder, tmp_path, seen, monkeypatch, trouble):
+    album = small(tmp_path/'album')
+    album.update(folder)
+    picture(60).save(folder/'b/new.png')
+    (folder/'b/01.png').unlink()
+    with monkeypatch.context() as patch:
+        trouble(folder, patch)
+        changes = album.update()
+        assert changes._replace(skipped=0) == Changes(**NOTHING | dict(new=1, deleted=1, same=5, away=6))
+        assert len(album.photos()) == len(album.search().files) == 12
+    if (folder.parent/'disk').exists():
+        shutil.rmtree(folder/'a')
+        (folder.parent/'disk').rename(folder/'a')
+    assert album.update() == Changes(**NOTHING | dict(same=12)) and len(seen) == 13
+    shutil.rmtree(folder/'a') # now they are deleted
+    assert album.update() == Changes(**NOTHING | dict(same=6, deleted=6))
+
+
+def test_an_emptied_folder_whose_photos_lie_elsewhere_is_not_away(folder, tmp_path):
+    album = small(tmp_path/'album')
+    album.update(folder)
+    for file in (folder/'a').iterdir(): file.rename(folder/'b'/file.name)
+    assert album.update() == Changes(**NOTHING | dict(moved=6, same=6))
+
+
+def test_an_empty_disk_changes_nothing(folder, tmp_path):
+    album = small(tmp_path/'album')
+    album.update(folder)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(ValueError, match='no image was found .*Is its disk mounted'): album.update()
+    assert len(album.photos()) == 12
+
+
+def test_the_folder_may_be_moved(folder, tmp_path, seen):
+    album = small(tmp_path/'album')
+    album.update(folder)
+    shutil.copytree(folder, tmp_path/'copy')
+    refused = 'is of .*photos. For .*(copy|other) choose another place'
+    with pytest.raises(ValueError, match=refused): album.update(tmp_path/'copy')
+    folder.rename(tmp_path/'elsewhere')
+    (tmp_path/'other').mkdir()
+    picture(99).save(tmp_path/'other/1.png')
+    with pytest.raises(ValueError, match=refused): album.update(tmp_path/'other')
+    assert album.update(tmp_path/'elsewhere') == Changes(**NOTHING | dict(same=12)) and len(seen) == 12
+    assert all(os.path.exists(path) for path in album.search().find(tmp_path/'elsewhere/a/00.png').paths)
+
+
+def test_what_could_not_be_decoded_for_a_while_is_tried_again(folder, tmp_path, monkeypatch):
+    plain, album = module.decode_images, small(tmp_path/'album')
+    def breaks(paths, side):
+        for i, (path, decoded) in enumerate(zip(paths, plain(paths, side))):
+            if i == 3: os.rename(path, tmp_path/'gone.png') # decoded, but gone before it was looked at
+            yield decoded if i < 6 else (None, 'unreadable: Input/output error', None) if i % 2 else (
+                None, 'too large: memory was not enough', None)
+    monkeypatch.setattr(module, 'decode_images', breaks)
+    assert album.update(folder) == Changes(**NOTHING | dict(new=12, skipped=7))
+    assert set(why.partition(':')[0] for why in album.skipped().values()) == {'unreadable', 'too large'}
+    monkeypatch.undo()
+    os.rename(tmp_path/'gone.png', folder/'a/06.png')
+    assert album.update() == Changes(**NOTHING | dict(same=12)) and len(album.search().files) == 12
+
+
+def test_a_kill_while_a_search_is_saved_or_one_that_is_damaged(folder, tmp_path, monkeypatch):
+    album = small(tmp_path/'album')
+    album.update(folder)
+    album.train()
+    trained = album.search('after').z
+    picture(60).save(folder/'new.png')
+    for name in ('serialize_index', 'rename'): # while it is written; between the two renames
+        def die(*given):
+            if name == 'serialize_index' or str(given[1]).endswith('/after'): raise KeyboardInterrupt
+            plain(*given)
+        owner, plain = (os, os.rename) if name == 'rename' else (sys.modules['plm.search'].faiss, None)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(owner, name, die)
+            album.update()
+    assert not (album.place/'after').exists()
+    album.update()
+    assert len(album.search().files) == len(album.search('after').files) == 13
+    again = album.search('after')
+    torch.testing.assert_close(again.z[[again.files.index('a/00.png')]], trained[:1])
+    (album.place/'before/embeddings.npy').write_bytes(b'rotten')
+    album.update()
+    assert len(album.search().files) == 13
+    (album.place/'after/embeddings.npy').write_bytes(b'rotten')
+    with pytest.raises(ValueError, match='after, and run plm train'): album.update()
+    assert {file.name for file in album.place.iterdir()} == {'album.sqlite', 'photos.yaml', 'before', 'after'}
+
+
+def test_two_begin_an_album_at_once(folder, tmp_path):
+    album = small(tmp_path/'album')
+    code = f"""
+import fcntl, os, sys
+from plm.album import Album, list_images
+from plm import album
+def listed(*given):
+    found = list_images(*given)
+    print('listed', flush=True)
+    input()
+    return found
+album.list_images = listed
+print(Album({str(album.place)!r}).update({str(folder)!r}))
+"""
+    runs = [subprocess.Popen([sys.executable, '-c', code], text=True, stdin=-1, stdout=-1, stderr=-1) for _ in range(2)]
+    for run in runs: assert run.stdout.readline() == 'listed\n' # both have found no album
+    said = [run.communicate('\n', timeout=90) for run in runs]
+    assert sorted(out for out, _ in said) == ['12 new\n', '12 same\n'], said
+    assert [file.name for file in sorted(album.place.glob('*'))] == ['album.sqlite', 'before', 'photos.yaml']
+
+
+def test_training_takes_the_photos_that_are_there_when_it_begins(folder, tmp_path, monkeypatch):
+    album = small(tmp_path/'album')
+    album.update(folder)
+    picture(60).save(folder/'new.png')
+    plain = module.alone_in
+    def late(place): # somebody else brings the album up to date meanwhile
+        monkeypatch.setattr(module, 'alone_in', plain)
+        album.update()
+        return plain(place)
+    monkeypatch.setattr(module, 'alone_in', late)
+    album.train()
+    assert len(album.search('after').files) == 13
+
+
+def test_what_sqlite_says_is_put_into_words(folder, tmp_path, monkeypatch):
+    album = small(tmp_path/'album')
+    album.update(folder)
+    plain, file = sqlite3.connect, album.place/'album.sqlite'
+    def told(*pragmas, **how):
+        def connect(file, **given):
+            db = plain(file, **given | how)
+            for pragma in pragmas: sqlite3.Connection.execute(db, f'pragma {pragma}')
+            return db
+        monkeypatch.setattr(module.sqlite3, 'connect', connect)
+    with closing(plain(file)) as other:
+        other.execute('begin exclusive')
+        told(timeout=0.1)
+        with pytest.raises(OSError, match='is in use, or lies on a disk that does not lock files: wait'): album.photos()
+    picture(60).save(folder/'new.png')
+    told('query_only=1')
+    assert len(album.photos()) == 12 # reading needs no right to write
+    with pytest.raises(OSError, match='album.sqlite may not be written: .* choose another place'): album.update()
+    told('max_page_count=1')
+    with pytest.raises(OSError, match='album.sqlite could not be written: the disk is full.*Make room') as e:
+        album.update()
+    assert e.value.errno == 28
+    monkeypatch.undo()
+    assert album.update() == Changes(**NOTHING | dict(same=13)) or len(album.photos()) == 13
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4096] + bytes(len(whole) - 4096)) # the first page is whole
+    with pytest.raises(ValueError, match='is damaged .*Delete .*run plm index again'): album.photos()
 
 
 def test_mistakes_are_one_sentence(folder, tmp_path):

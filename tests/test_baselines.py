@@ -150,3 +150,10 @@ nan = torch.full((20, 4), float('nan'))
     (lambda: SimCLRLoss()(nan, rows(20, 4, 0)), 'z1 have NaN')])
 def test_wrong_input_is_refused(call, says):
     with pytest.raises(ValueError, match=says): call()
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+def test_an_embedding_without_a_direction_is_refused(dtype):
+    z = rows(6, 4, 0).to(dtype)
+    z[2] = 0
+    for views in ((z, rows(6, 4, 1).to(dtype)), (rows(6, 4, 1).to(dtype), z)):
+        with pytest.raises(ValueError, match='0 in all its numbers: it has no direction'): SimCLRLoss()(*views)

@@ -337,3 +337,12 @@ def test_issue_templates_say_what_they_are_for():
     for file in templates:
         _, head, body = file.read_text().split('---\n', 2)
         assert set(yaml.safe_load(head)) == {'name', 'about'} and '**' in body
+
+
+def test_a_parameter_that_the_stage_does_not_have_is_refused(tmp_path):
+    done, copy = start(tmp_path/'here', 'seed = 0\nmethod = "plm"', 'print(seed)', parameters=['-p', 'sed', '3'])
+    assert done.returncode == 1 and done.stderr.endswith('has no parameter sed. It has: seed, method.\n')
+    assert not copy.exists()
+    done, copy = start(tmp_path/'there', 'seed = 0\nmethod = "plm"', 'print(seed, method)',
+                       parameters=['-p', 'seed', '3', '-p', 'method', 'é"\'\\'])
+    assert not done.returncode and nbformat.read(copy, 4).cells[-1].outputs[0].text == '3 é"\'\\\n'

@@ -1,7 +1,7 @@
 """The paper's experiments: presets that leave nothing open, a dry run that finds what is wrong before anything begins,
 a table that fills as runs are made. And the README's section followed word by word, with a miniature archive instead of
 the download."""
-import csv, json, os, re, shutil, subprocess, sys, threading, time
+import csv, json, os, re, shutil, subprocess, threading, time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO

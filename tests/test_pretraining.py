@@ -1,6 +1,5 @@
 "Where training begins: labels of the source, principal components, and the stored features of a frozen backbone."
 import copy, os
-from pathlib import Path
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from scipy.linalg import sqrtm
@@ -9,7 +8,7 @@ from plm.backbones import FeatureNet, join_frozen
 from plm.core import generator_at
 from plm.encoder import Encoder, embed
 from plm.images import PhotoAugment, as_input
-from plm.methods import METHODS, PretrainedConstants, SimCLRConstants, train
+from plm.methods import METHODS, PretrainedConstants, train
 from plm.pretraining import (Features, PretrainConstants, features_encoder, load_features, new_encoder, pretrain,
                              principal_head, store_features)
 from plm.training import TrainConstants

@@ -1,5 +1,5 @@
 """A search of one's own photos: its constants, where the head begins, what is found, what is kept."""
-import json, os, re, shutil, timeit, yaml
+import json, os, shutil, timeit, yaml
 from pathlib import Path
 import faiss, numpy as np, pytest, torch
 from PIL import Image
@@ -296,3 +296,19 @@ def test_imagenet_knows_which_photos_are_alike(tmp_path):
     e = principal_head(new_encoder(shared, begin=True), x)
     s = Search(e, shared, 72, list(map(str, range(27))), range(27), embed(e, x))
     assert np.mean([labels[int(s.neighbours(i, 1)[0][0])] == labels[i] for i in range(27)]) > 0.75
+
+
+def test_a_query_of_any_type(encoder):
+    z = unit(12, 8)
+    s = Search(encoder, None, 40, names := [str(i) for i in range(12)], names, z)
+    same = [s.near(q, 3).paths for q in (z[:1], z[:1].double(), z[:1].half(), z[:1].clone().requires_grad_(),
+                                         z.repeat_interleave(2, 1)[:1, ::2])]
+    assert all(paths == same[0] for paths in same)
+    with pytest.raises(ValueError, match='the query have NaN'): s.near(z[:1]*float('nan'))
+    with pytest.raises(ValueError, match='must be a dense tensor'): s.near(z[:1].numpy())
+
+
+def test_no_photos_and_fewer_than_cells(encoder):
+    assert Search(encoder, None, 40, [], [], torch.empty(0, 8)).near(unit(1, 8)).paths == []
+    index = build_index(unit(12, 8), 5)
+    assert index.nlist == 12 and index.ntotal == 12

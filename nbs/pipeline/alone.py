@@ -44,7 +44,7 @@ def heal():
             if kept.returncode: lock.unlink()
             else: lock.write_bytes(kept.stdout)
             done = 'removed: DVC makes it anew' if kept.returncode else 'taken from git again'
-            print(f'{lock} was left half-written by a process that was killed: {done}.')
+            print(f'{lock} cannot be read, as a kill or a merge has left it: {done}.')
 
 
 def end(child):

@@ -3,7 +3,7 @@
 It starts a second sooner than papermill's own command. Its error is one line instead of eighty; the traceback is in the
 executed copy. The copy is the same to the byte whenever the stage computes the same, so dvc.lock stays as it is.
 """
-import os, re, sys, threading, time
+import ast, os, re, sys, threading, time
 from pathlib import Path
 # a grammar of internet addresses that comes with JupyterLab, takes a second to import, and checks nothing in a notebook
 sys.modules['rfc3987_syntax'] = None
@@ -61,6 +61,16 @@ def killed(notebook, before):
             f"Give the same command again{'; finished epochs are kept' if trains else ''}.")
 
 
+def check_parameters(notebook, words):
+    "Exit if `-p` names what is no parameter of the notebook: papermill would go on with the values in the notebook."
+    cells = [cell.source for cell in nbformat.read(notebook, 4).cells if 'parameters' in cell.metadata.get('tags', [])]
+    names = [node for node in ast.walk(ast.parse('\n'.join(cells))) if isinstance(node, ast.Name)]
+    known = [name.id for name in names if isinstance(name.ctx, ast.Store)]
+    given = [name for flag, name in zip(words, words[1:]) if flag == '-p']
+    if wrong := [name for name in given if name not in known]:
+        sys.exit(f"{notebook} has no parameter {', '.join(wrong)}. It has: {', '.join(known) or 'none'}.")
+
+
 def end_with(pids):
     "When one of these processes ends, however that ends, end the notebook and this process: nobody waits for them."
     def follow():
@@ -74,6 +84,7 @@ def end_with(pids):
 
 def main():
     end_with([int(os.environ.get('PLM_ALONE', os.getppid())), os.getppid()])
+    check_parameters(sys.argv[1], sys.argv[3:])
     copy = Path(sys.argv[2])
     copy.parent.mkdir(parents=True, exist_ok=True)
     os.environ |= KERNEL
