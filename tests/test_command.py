@@ -112,4 +112,4 @@ def test_the_way_of_a_user(folder, tmp_path, capsys, monkeypatch):
     assert 'about' in say('train', '--whole')
     def stop(*given): raise KeyboardInterrupt
     monkeypatch.setattr('plm.album.Album.update', stop)
-    with pytest.raises(SystemExit, match='stopped. What is finished is kept'): main(['index', *at])
+    with pytest.raises(SystemExit, match='stopped. The same command goes on'): main(['index', *at])
