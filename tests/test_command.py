@@ -109,6 +109,12 @@ def test_the_way_of_a_user(folder, tmp_path, capsys, monkeypatch):
         'embeddings.npy', 'encoder.pt', 'files.csv', 'index.faiss', 'search.json'}
     picture(70).save(folder/'new.png')
     assert say('index').startswith('left out: 1 excluded (b/1*)\n1 new, 11 same')
+    os.rename(folder/'a', tmp_path/'disk')
+    (folder/'a').mkdir()
+    assert '6 away\n' in (said := say('index')) and '6 photos are not there, but their folder is empty' in said
+    (folder/'a').rmdir()
+    os.rename(tmp_path/'disk', folder/'a')
+    assert 'away' not in say('index')
     assert 'about' in say('train', '--whole')
     def stop(*given): raise KeyboardInterrupt
     monkeypatch.setattr('plm.album.Album.update', stop)
