@@ -155,7 +155,7 @@ def pieces_markdown():
 
 def test_the_photographs_are_those_of_the_last_comparison():
     shown = {(way, part): table for way in ('frozen', 'full') for part, table in blocks(way)}
-    assert set(shown) == {('frozen', 'settings'), ('frozen', 'parts')}
+    assert set(shown) == {(way, part) for way in ('frozen', 'full') for part in ('settings', 'parts')}
     for block, table in shown.items(): assert table == comparison_markdown(*block), block
     assert blocks('pieces') == [('results/frozen', pieces_markdown())]
     assert blocks('few') == [('results/frozen', few_markdown())]
