@@ -8,7 +8,7 @@ import csv, difflib, errno, hashlib, inspect, itertools, json, logging, mimetype
 import unicodedata, warnings
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fnmatch import fnmatch, translate
 from pathlib import Path
 from typing import NamedTuple
@@ -369,15 +369,16 @@ def _write(files, out, side, workers, drop_duplicates, squeeze, scratch, passed)
         images.flush() # the rows first
         with whole_file(state) as tmp: tmp.write_text(json.dumps([fingerprint, *done]))
     row, committed = sum(digest is not None for digest, _ in done), time.monotonic()
-    decoded = _without_twins(decode_images(files[len(done):], side, squeeze, workers), done, name, drop_duplicates)
-    for pixels, note, digest in progress(decoded, 'decoding photos', len(files) - len(done)):
-        if digest is not None:
-            images[row] = pixels
-            row += 1
-        done.append([digest, note])
-        if time.monotonic() - committed > _COMMIT:
-            commit()
-            committed = time.monotonic()
+    with closing(decode_images(files[len(done):], side, squeeze, workers)) as ahead: # nothing is decoded after an error
+        decoded = _without_twins(ahead, done, name, drop_duplicates)
+        for pixels, note, digest in progress(decoded, 'decoding photos', len(files) - len(done)):
+            if digest is not None:
+                images[row] = pixels
+                row += 1
+            done.append([digest, note])
+            if time.monotonic() - committed > _COMMIT:
+                commit()
+                committed = time.monotonic()
     commit()
     report = _report(out, done, name, passed)
     _finish(part, out, images[:row])

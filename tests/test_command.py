@@ -9,6 +9,12 @@ from test_search import picture
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def pillow_alone(monkeypatch):
+    "What is registered with Pillow here would change other tests of this process."
+    monkeypatch.setitem(sys.modules, 'pillow_heif', None)
+
+
 @pytest.fixture(scope='module')
 def plm(tmp_path_factory):
     "Run the installed program; HOME and the working folder are empty ones."
@@ -57,7 +63,6 @@ def test_a_newcomer_needs_no_clone(plm, folder):
 
 
 def test_without_the_extra_heic_is_named_with_the_cure(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, 'pillow_heif', None)
     (folder/'telephone.heic').write_bytes(b'\0\0\0\x18ftypheic' + bytes(99))
     main(['index', str(folder), '--at', str(small(tmp_path/'album').place)])
     assert '1 no reader' in capsys.readouterr().out

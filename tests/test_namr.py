@@ -126,7 +126,8 @@ def test_distances_of_items_do_not_need_their_structure():
     e, w = unit(6, 4), weights(6, 4)
     other = w.clone()
     other[3:] = weights(3, 4, 'other')
-    assert torch.equal(adaptive_distances(e[:3], w[:3], e), adaptive_distances(e, other, e)[:3])
+    few, all_ = adaptive_distances(e[:3], w[:3], e), adaptive_distances(e, other, e)[:3]
+    torch.testing.assert_close(few, all_, rtol=1e-12, atol=1e-12) # last bits depend on the shape
 
 
 # a short list

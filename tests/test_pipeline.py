@@ -301,7 +301,8 @@ def test_namr_runs_when_asked_and_finds_its_place(toy, tmp_path):
         shutil.copy(own.root/'runs'/name, own.root/'results')
     assert own.would_run() == ['report']
     own.ok('dvc', 'repro')
-    page = own.read('results/report.html')
+    assert 'namr.html' in own.read('results/report.html')
+    page = own.read('results/namr.html')
     assert 'NAMR on R@1' in page and 'Recall against time, glyphs' in page and 'namr − flat' in page
     assert 'What the structure of nasa is worth' in page
     assert not own.half_written()
