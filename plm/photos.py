@@ -19,7 +19,7 @@ from .core import FULL_DISK, alone_in, progress, whole_file
 
 # %% auto #0
 __all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'pixel_sum', 'decode_image', 'decode_images', 'Written',
-           'write_photos', 'skipped_line']
+           'write_photos']
 
 # %% ../nbs/16_photos.ipynb #28fadff4
 _SIGNED = ('JPEG', 'PNG', 'GIF', 'WEBP', 'AVIF', 'TIFF', 'BMP', 'JPEG2000', 'PPM') # known by their first bytes
@@ -456,16 +456,6 @@ def _report(out, done, name, passed):
         table.writerows([name(i), 'yes' if digest else 'no', note] for i, (digest, note) in enumerate(done) if note)
         table.writerows([file, 'no', why] for file, why in passed.items())
     return report
-
-def skipped_line(
-    report: str | Path, # the OUT_skipped.csv of `write_photos`
-) -> str: # '' if every file is used
-    "How many files were not used, and why, by kind."
-    with open(report, newline='', encoding='utf-8') as f:
-        kinds = Counter(row['reason'].partition(':')[0] for row in csv.DictReader(f) if row['kept'] == 'no')
-    if not kinds: return ''
-    return (f"{kinds.total():,} files are not used: {', '.join(f'{n:,} {kind}' for kind, n in kinds.most_common())}. "
-            f"{report} names them.")
 
 def _fingerprint(files, side, drop_duplicates, squeeze):
     "Of everything that decides the array."

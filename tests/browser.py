@@ -1,5 +1,8 @@
-"""A real headless Chromium for the tests, driven through chromedriver's WebDriver protocol by the standard library."""
+"""A real headless Chromium for the tests, driven through chromedriver's WebDriver protocol by the standard library.
+
+Its fixture `browser` is one for each file of tests that imports it."""
 import base64, json, re, shutil, subprocess, threading, urllib.error, urllib.request
+import pytest
 
 CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
 FLAGS = ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-sync',
@@ -101,3 +104,11 @@ class Browser:
         log = self._call('POST', '/se/log', {'type': 'performance'})
         events = [json.loads(entry['message'])['message'] for entry in log]
         return [e['params']['request']['url'] for e in events if e['method'] == 'Network.requestWillBeSent']
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("chromium and chromedriver are not installed (Debian: apt install chromium chromium-driver): "
+                    "the page was not opened in a browser")
+    with Browser(tmp_path_factory.mktemp('profile')) as b: yield b

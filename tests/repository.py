@@ -8,7 +8,7 @@ OURS = 'DVC_', 'JUPYTER', 'IPYTHON', 'XDG_', 'GIT_', 'PLM_', 'JPY_', 'MPL', 'PYT
 
 def copy_repository(
     top: Path, # gets the copy, and a home beside it
-    pipeline: str, # its dvc.yaml, as pipelines/photos/dvc.yaml
+    pipeline: str, # its dvc.yaml, as pipelines/comparison/dvc.yaml
 ): # -> the copy, and run(*command), in it
     root, home = top/'plm repository', top/'home'
     ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')

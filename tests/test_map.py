@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 import reference_map as slow
-from browser import CHROMIUM, DRIVER, Browser
+from browser import browser
 from plm.evaluation import ranking
 from plm.map import align, map_quality, pca_map, plot_maps, tsne_map, two_maps, write_map
 from reference_map import cells, content, numbers
@@ -278,14 +278,6 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, change, mes
 
 
 # ---- in a real browser
-
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("chromium and chromedriver are not installed (Debian: apt install chromium chromium-driver): "
-                    "the page was not opened in a browser")
-    with Browser(tmp_path_factory.mktemp('profile')) as b: yield b
-
 
 @pytest.fixture
 def page(browser, tmp_path):

@@ -3,7 +3,7 @@ import io, os, re, shutil, signal, socket, subprocess, sys, threading, time, zli
 import anyio, httpx, numpy as np, pytest, uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
-from browser import CHROMIUM, DRIVER, Browser
+from browser import browser
 from plm.album import Album
 from plm.search import PHOTOS_FILE
 from plm.serve import MAX_UPLOAD, _Current, make_app
@@ -337,14 +337,6 @@ def site(client):
     yield f'http://127.0.0.1:{line.getsockname()[1]}'
     server.should_exit = True
     thread.join(10)
-
-
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("chromium and chromedriver are not installed (Debian: apt install chromium chromium-driver): "
-                    "the page was not opened in a browser")
-    with Browser(tmp_path_factory.mktemp('profile')) as b: yield b
 
 
 @pytest.fixture
