@@ -497,6 +497,7 @@ d = { 'settings': {'doc_baseurl': '/plm', 'doc_host': 'https://plm.github.io', '
                             'plm.photos.decode_images': ('photos.html#decode_images', 'plm/photos.py'),
                             'plm.photos.list_images': ('photos.html#list_images', 'plm/photos.py'),
                             'plm.photos.pixel_sum': ('photos.html#pixel_sum', 'plm/photos.py'),
+                            'plm.photos.read_whole': ('photos.html#read_whole', 'plm/photos.py'),
                             'plm.photos.write_photos': ('photos.html#write_photos', 'plm/photos.py')},
             'plm.plots': { 'plm.plots._curves': ('plots.html#_curves', 'plm/plots.py'),
                            'plm.plots._grid': ('plots.html#_grid', 'plm/plots.py'),

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, PIL
 from numpy.lib import format as npy
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from .core import FULL_DISK, alone_in, progress, whole_file
 
 # %% auto #0
-__all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'pixel_sum', 'decode_image', 'decode_images', 'Written',
-           'write_photos']
+__all__ = ['MIN_SIDE', 'MAX_PIXELS', 'Listing', 'list_images', 'Decoded', 'pixel_sum', 'decode_image', 'read_whole',
+           'decode_images', 'Written', 'write_photos']
 
 # %% ../nbs/16_photos.ipynb #28fadff4
 _SIGNED = ('JPEG', 'PNG', 'GIF', 'WEBP', 'AVIF', 'TIFF', 'BMP', 'JPEG2000', 'PPM') # known by their first bytes
@@ -231,6 +231,15 @@ def decode_image(
     if not isinstance(image, (str, os.PathLike, Image.Image)): raise ValueError(
         f"an image is a path or a PIL image, got {type(image).__name__}. An array becomes one by Image.fromarray.")
     with _quiet(): return _decode(image if isinstance(image, Image.Image) else Path(image), side, squeeze)
+
+def read_whole(
+    file, # a path, or a binary file that is open
+) -> Image.Image: # RGB, upright, in full size
+    "The whole photo, to be looked at. `ValueError` if it is too large; Pillow's own errors if it is no photo."
+    Image.init()
+    with Image.open(file, formats=[kind for kind in Image.OPEN if kind not in _CLOSED]) as im:
+        if im.width*im.height > MAX_PIXELS: raise ValueError(_TOO_LARGE)
+        return _as_rgb(ImageOps.exif_transpose(im), [])
 
 def _check_side(side):
     if isinstance(side, int) and side >= MIN_SIDE: return

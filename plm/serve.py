@@ -13,7 +13,6 @@ from pathlib import Path
 from urllib.parse import quote
 import numpy as np, torch, uvicorn
 from anyio import CapacityLimiter, to_thread
-from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,7 +23,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from .album import Album
 from .encoder import embed
-from .photos import MAX_PIXELS, decode_image, _as_rgb, _CLOSED
+from .photos import decode_image, read_whole
 from .report import render
 from .search import printable
 
@@ -141,12 +140,9 @@ def _pieces(file):
         while piece := file.read(2**18): yield piece
 
 def _as_jpeg(file):
-    "A photo of any kind that Pillow itself decodes, whole and upright."
-    Image.init()
-    with file, Image.open(file, formats=[kind for kind in Image.OPEN if kind not in _CLOSED]) as im:
-        if im.width*im.height > MAX_PIXELS: raise ValueError(f'over {MAX_PIXELS:,} pixels')
-        memory = BytesIO()
-        _as_rgb(ImageOps.exif_transpose(im), []).save(memory, 'JPEG', quality=90)
+    "What a browser does not show itself."
+    memory = BytesIO()
+    with file: read_whole(file).save(memory, 'JPEG', quality=90)
     return memory.getvalue()
 
 # %% ../nbs/35_serve.ipynb #920207c2
