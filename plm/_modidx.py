@@ -48,6 +48,7 @@ d = { 'settings': {'doc_baseurl': '/plm', 'doc_host': 'https://plm.github.io', '
                            'plm.album._closed_form': ('album.html#_closed_form', 'plm/album.py'),
                            'plm.album._compare': ('album.html#_compare', 'plm/album.py'),
                            'plm.album._get': ('album.html#_get', 'plm/album.py'),
+                           'plm.album._how': ('album.html#_how', 'plm/album.py'),
                            'plm.album._in_words': ('album.html#_in_words', 'plm/album.py'),
                            'plm.album._is_away': ('album.html#_is_away', 'plm/album.py'),
                            'plm.album._jpeg': ('album.html#_jpeg', 'plm/album.py'),

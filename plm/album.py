@@ -30,9 +30,9 @@ from .training import Run, fit
 from .transfer import file_digest
 
 # %% auto #0
-__all__ = ['Photo', 'Changes', 'photo_facts', 'Album']
+__all__ = ['Photo', 'photo_facts', 'Changes', 'Album']
 
-# %% ../nbs/34_album.ipynb #d30ce313
+# %% ../nbs/34_album.ipynb #599c53ee
 _SCHEMA = '''
 create table about   (key text primary key, value text);
 create table files   (name blob primary key, size int, time int, sum blob, note text, label text);
@@ -42,7 +42,6 @@ create table vectors (sum blob, network text, value blob, primary key (sum, netw
 create index by_sum on files (sum);
 '''
 _FORMAT = 1 # of the tables
-_BLOCK = 32 # photos that go through the network at a time, and that a kill can cost
 
 _BUSY = 'is in use, or lies on a disk that does not lock files: wait, or keep the album on a disk of this computer'
 _TROUBLE = dict(BUSY=_BUSY, LOCKED=_BUSY, PROTOCOL=_BUSY, READONLY='may not be written: give yourself the right to, or '
@@ -72,6 +71,15 @@ class _Database(sqlite3.Connection):
     def commit(self):
         with _in_words(self.file): super().commit()
 
+def _get(db, key):
+    row = db.execute('select value from about where key = ?', [key]).fetchone()
+    return row and json.loads(row[0])
+
+def _set(db, **values):
+    db.executemany('insert or replace into about values (?, ?)', [(k, json.dumps(v)) for k, v in values.items()])
+    db.commit()
+
+# %% ../nbs/34_album.ipynb #f449cf7d
 class Photo(NamedTuple):
     "One photo of an album."
     sum: bytes # of the file's content
@@ -83,22 +91,6 @@ class Photo(NamedTuple):
     taken: str # as 2024-05-31 18:00:00; '' if nobody knows
     pixels: str # sum of the pixels of its square (`plm.photos.pixel_sum`)
     hash: bytes # its perceptual hash (`plm.copies.photo_hash`)
-
-class Changes(NamedTuple):
-    "What an update has found, in numbers of files."
-    new: int # not seen before
-    changed: int # of the same name, with other content
-    moved: int # of another name, with content that was known
-    deleted: int # no longer there
-    same: int # as they were
-    skipped: int # that cannot be used, of all
-    away: int = 0 # not there or not readable now, but perhaps again: they stay
-    def __str__(self): return ', '.join(f'{n:,} {what}' for what, n in self._asdict().items() if n) or 'nothing'
-
-def _jpeg(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(file, 'JPEG', quality=85)
-    return file.getvalue()
 
 def photo_facts(
     path: str | Path, # an image that can be decoded
@@ -116,6 +108,121 @@ def photo_facts(
     try: return w, h, datetime.fromtimestamp(saved).isoformat(' ', 'seconds')
     except (ValueError, OverflowError, OSError): return w, h, '' # a clock that runs wild
 
+# %% ../nbs/34_album.ipynb #8fc19d67
+class Changes(NamedTuple):
+    "What an update has found, in numbers of files."
+    new: int # not seen before
+    changed: int # of the same name, with other content
+    moved: int # of another name, with content that was known
+    deleted: int # no longer there
+    same: int # as they were
+    skipped: int # that cannot be used, of all
+    away: int = 0 # not there or not readable now, but perhaps again: they stay
+    def __str__(self): return ', '.join(f'{n:,} {what}' for what, n in self._asdict().items() if n) or 'nothing'
+
+def _compare(db, folder, found):
+    "Bring the table of files up to date, and say what has changed."
+    old = {name: rest for name, *rest in db.execute('select name, size, time, sum from files')}
+    labels = [None]*len(found.files) if found.labels is None else [
+        found.names[label] if label >= 0 else None for label in found.labels]
+    now = {}
+    for file, label in zip(found.files, labels):
+        try: state = (info := file.stat()).st_size, info.st_mtime_ns % 2**63 # SQLite's numbers end there
+        except OSError: state = None, None # gone meanwhile, or not permitted: reading it will say so
+        now[os.fsencode(file.relative_to(folder).as_posix())] = *state, label
+    todo = [name for name, (*state, _) in now.items() if old.get(name, [0])[:2] != state or old[name][2] is None]
+    def read(name):
+        try: return bytes.fromhex(file_digest(os.path.join(folder, os.fsdecode(name)))), None
+        except OSError as e: return None, f'unreadable: {e.strerror}'
+    counts, begun = Counter(), time.monotonic()
+    gone, arrived = old.keys() - now.keys(), set()
+    once = {old[name][2] for name in gone}
+    with ThreadPoolExecutor(4) as pool: # disks like several questions at a time
+        for name, (own, note) in zip(todo, progress(pool.map(read, todo), 'reading files', len(todo))):
+            if name in old and own is None and old[name][2]: # it cannot be read now, but could be once
+                counts['away'] += 1
+                continue
+            if name in old: counts['same' if own == old[name][2] else 'changed'] += 1
+            else: counts['moved' if own in once else 'new'] += 1
+            arrived.add(own)
+            row = name, *now[name][:2], own, note, None
+            db.execute('insert or replace into files values (?, ?, ?, ?, ?, ?)', row)
+            if time.monotonic() - begun > 5: # what a kill can cost
+                db.commit()
+                begun = time.monotonic()
+    away = {name for name in gone if old[name][2] not in {None, *arrived}
+            and _is_away(os.path.join(folder, os.fsdecode(name)))}
+    db.executemany('delete from files where name = ?', [[name] for name in gone - away])
+    db.executemany('update files set label = ? where name = ?', [(label, name) for name, (*_, label) in now.items()])
+    for table in ('photos', 'vectors'):
+        db.execute(f'delete from {table} where sum not in (select sum from files where sum is not null)')
+    db.commit()
+    deleted = len(gone - away) - counts['moved']
+    return Changes(counts['new'], counts['changed'], counts['moved'], max(0, deleted),
+                   len(now) - len(todo) + counts['same'], 0, len(away) + counts['away'])
+
+def _is_away(path):
+    "Whether a file that is not listed may come back: what there still is of its path is empty, or cannot be read."
+    try: os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError): pass
+    except OSError: return True
+    while True:
+        path = os.path.dirname(path)
+        try:
+            with os.scandir(path) as inside: return all(entry.name.startswith('.') for entry in inside)
+        except (FileNotFoundError, NotADirectoryError): pass
+        except OSError: return True
+
+# %% ../nbs/34_album.ipynb #3464d3be
+_BLOCK = 32 # photos that go through the network at a time, and that a kill can cost
+def _jpeg(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(file, 'JPEG', quality=85)
+    return file.getvalue()
+
+_PASSING = 'unreadable:', 'too large: memory' # why a photo could not be decoded: next time it may
+
+def _see(db, network, eye, block):
+    "A network looks at some decoded photos; what it says is kept, or why one cannot be used."
+    good = []
+    for (own, _), path, (pixels, note, digest) in block:
+        try: facts = photo_facts(path) if pixels is not None else None
+        except OSError as e: pixels, note = None, f'unreadable: {e.strerror or e}' # gone since it was decoded
+        if pixels is not None: good.append((own, facts, pixels, note, digest))
+        elif note.startswith(_PASSING): db.execute('update files set note = ? where sum = ?', [note, own])
+        else: db.execute('insert or replace into photos (sum, note) values (?, ?)', [own, note])
+    if good:
+        z = embed(eye, torch.from_numpy(np.stack([pixels for _, _, pixels, *_ in good]))).cpu().half().numpy()
+        for (own, facts, pixels, note, digest), row in zip(good, z):
+            db.execute('insert or ignore into photos values (?, ?, ?, ?, ?, ?, ?, ?)', [
+                own, note, *facts, digest, photo_hash(pixels).tobytes(), _jpeg(pixels)])
+            db.execute('insert or replace into vectors values (?, ?, ?)', [own, network, row.tobytes()])
+    db.commit()
+
+_ROWS = 'from files join photos using (sum) where thumb is not null group by sum order by min(name)'
+
+def _photos(db):
+    rows = db.execute(f'select sum, min(name), label, width, height, size, taken, pixels, hash {_ROWS}')
+    return [Photo(own, os.fsdecode(name), *rest) for own, name, *rest in rows]
+
+def _vectors(db, network):
+    "(N, 1, F) float16, in the order of `_photos`."
+    rows = db.execute(f'select (select value from vectors where sum = files.sum and network = ?) {_ROWS}', [network])
+    return torch.from_numpy(np.stack([np.frombuffer(value, np.float16) for value, in rows])[:, None])
+
+# %% ../nbs/34_album.ipynb #28ae2a66
+def _how(p): return [p.train.dim, p.train.head, p.seed] # what the head depends on, besides the photos
+
+def _closed_form(f, p):
+    "A head behind the backbone, without training."
+    if len(f) > 5 and (f != f[0]).any(): return features_encoder(f, p.train.dim, address=(p.seed,), kind=p.train.head)
+    return Encoder(lambda: FeatureNet(f.shape[-1]), p.train.dim, (p.seed,)) # of a handful nothing can be said
+
+@torch.no_grad()
+def _project(encoder, f):
+    "What an encoder behind a frozen backbone makes of stored features (N, 1, F)."
+    blocks = (F.normalize(encoder.head(encoder.backbone.net(x[:, 0].float())), dim=1) for x in f.split(4096))
+    return torch.cat(list(blocks))
 
 # %% ../nbs/34_album.ipynb #83d70d1b
 class Album:
@@ -268,11 +375,14 @@ class Album:
         f = _vectors(db, 'backbone')
         try: encoder = Search.load(self.place/'before', 'cpu').encoder
         except (FileNotFoundError, ValueError): encoder = None # there is none, or it is damaged
-        made_of = _get(db, 'head of') or 0
+        made_of, *how = _get(db, 'head of') or [0]
+        if how != _how(p): # constants were edited; nothing that is trained fits any more
+            encoder = None
+            shutil.rmtree(self.place/'after', ignore_errors=True)
         if encoder is None or len(photos) >= 2*made_of:
             encoder, made_of = join_frozen(self._backbone().cpu(), _closed_form(f, p)), len(photos)
         self._save('before', encoder, photos, _project(encoder, f), p)
-        _set(db, **{'head of': made_of})
+        _set(db, **{'head of': [made_of, *_how(p)]})
         if trained := self._trained():
             encoder = self._trained_encoder()
             z = _project(encoder, f) if trained == 'head' else _vectors(db, 'whole')[:, 0].float()
@@ -312,6 +422,8 @@ class Album:
             self._finish_saving()
             photos = _photos(db) # now, when nobody changes them any more
             train = batch_for(p, len(photos))
+            if (_get(db, 'head of') or [0])[1:] != _how(p):
+                raise ValueError(f"{self.place/'photos.yaml'} was edited. Run plm index first.")
             if whole:
                 paths = [os.path.join(_get(db, 'folder'), photo.name) for photo in photos]
                 write_photos(paths, scratch/'images.npy', p.side, drop_duplicates=False)
@@ -396,105 +508,3 @@ class Album:
             near = ranking(z[at], min(5, len(at) - 1))
             rows.append({'embedding': name} | {f'R@{k}': recall_at_k(near, number, k) for k in (1, 5) if k < len(at)})
         return rows
-
-def _get(db, key):
-    row = db.execute('select value from about where key = ?', [key]).fetchone()
-    return row and json.loads(row[0])
-
-def _set(db, **values):
-    db.executemany('insert or replace into about values (?, ?)', [(k, json.dumps(v)) for k, v in values.items()])
-    db.commit()
-
-def _compare(db, folder, found):
-    "Bring the table of files up to date, and say what has changed."
-    old = {name: rest for name, *rest in db.execute('select name, size, time, sum from files')}
-    labels = [None]*len(found.files) if found.labels is None else [
-        found.names[label] if label >= 0 else None for label in found.labels]
-    now = {}
-    for file, label in zip(found.files, labels):
-        try: state = (info := file.stat()).st_size, info.st_mtime_ns % 2**63 # SQLite's numbers end there
-        except OSError: state = None, None # gone meanwhile, or not permitted: reading it will say so
-        now[os.fsencode(file.relative_to(folder).as_posix())] = *state, label
-    todo = [name for name, (*state, _) in now.items() if old.get(name, [0])[:2] != state or old[name][2] is None]
-    def read(name):
-        try: return bytes.fromhex(file_digest(os.path.join(folder, os.fsdecode(name)))), None
-        except OSError as e: return None, f'unreadable: {e.strerror}'
-    counts, begun = Counter(), time.monotonic()
-    gone, arrived = old.keys() - now.keys(), set()
-    once = {old[name][2] for name in gone}
-    with ThreadPoolExecutor(4) as pool: # disks like several questions at a time
-        for name, (own, note) in zip(todo, progress(pool.map(read, todo), 'reading files', len(todo))):
-            if name in old and own is None and old[name][2]: # it cannot be read now, but could be once
-                counts['away'] += 1
-                continue
-            if name in old: counts['same' if own == old[name][2] else 'changed'] += 1
-            else: counts['moved' if own in once else 'new'] += 1
-            arrived.add(own)
-            row = name, *now[name][:2], own, note, None
-            db.execute('insert or replace into files values (?, ?, ?, ?, ?, ?)', row)
-            if time.monotonic() - begun > 5: # what a kill can cost
-                db.commit()
-                begun = time.monotonic()
-    away = {name for name in gone if old[name][2] not in {None, *arrived}
-            and _is_away(os.path.join(folder, os.fsdecode(name)))}
-    db.executemany('delete from files where name = ?', [[name] for name in gone - away])
-    db.executemany('update files set label = ? where name = ?', [(label, name) for name, (*_, label) in now.items()])
-    for table in ('photos', 'vectors'):
-        db.execute(f'delete from {table} where sum not in (select sum from files where sum is not null)')
-    db.commit()
-    deleted = len(gone - away) - counts['moved']
-    return Changes(counts['new'], counts['changed'], counts['moved'], max(0, deleted),
-                   len(now) - len(todo) + counts['same'], 0, len(away) + counts['away'])
-
-def _is_away(path):
-    "Whether a file that is not listed may come back: what there still is of its path is empty, or cannot be read."
-    try: os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError): pass
-    except OSError: return True
-    while True:
-        path = os.path.dirname(path)
-        try:
-            with os.scandir(path) as inside: return all(entry.name.startswith('.') for entry in inside)
-        except (FileNotFoundError, NotADirectoryError): pass
-        except OSError: return True
-
-_PASSING = 'unreadable:', 'too large: memory' # why a photo could not be decoded: next time it may
-
-def _see(db, network, eye, block):
-    "A network looks at some decoded photos; what it says is kept, or why one cannot be used."
-    good = []
-    for (own, _), path, (pixels, note, digest) in block:
-        try: facts = photo_facts(path) if pixels is not None else None
-        except OSError as e: pixels, note = None, f'unreadable: {e.strerror or e}' # gone since it was decoded
-        if pixels is not None: good.append((own, facts, pixels, note, digest))
-        elif note.startswith(_PASSING): db.execute('update files set note = ? where sum = ?', [note, own])
-        else: db.execute('insert or replace into photos (sum, note) values (?, ?)', [own, note])
-    if good:
-        z = embed(eye, torch.from_numpy(np.stack([pixels for _, _, pixels, *_ in good]))).cpu().half().numpy()
-        for (own, facts, pixels, note, digest), row in zip(good, z):
-            db.execute('insert or ignore into photos values (?, ?, ?, ?, ?, ?, ?, ?)', [
-                own, note, *facts, digest, photo_hash(pixels).tobytes(), _jpeg(pixels)])
-            db.execute('insert or replace into vectors values (?, ?, ?)', [own, network, row.tobytes()])
-    db.commit()
-
-_ROWS = 'from files join photos using (sum) where thumb is not null group by sum order by min(name)'
-
-def _photos(db):
-    rows = db.execute(f'select sum, min(name), label, width, height, size, taken, pixels, hash {_ROWS}')
-    return [Photo(own, os.fsdecode(name), *rest) for own, name, *rest in rows]
-
-def _vectors(db, network):
-    "(N, 1, F) float16, in the order of `_photos`."
-    rows = db.execute(f'select (select value from vectors where sum = files.sum and network = ?) {_ROWS}', [network])
-    return torch.from_numpy(np.stack([np.frombuffer(value, np.float16) for value, in rows])[:, None])
-
-def _closed_form(f, p):
-    "A head behind the backbone, without training."
-    if len(f) > 5 and (f != f[0]).any(): return features_encoder(f, p.train.dim, address=(p.seed,), kind=p.train.head)
-    return Encoder(lambda: FeatureNet(f.shape[-1]), p.train.dim, (p.seed,)) # of a handful nothing can be said
-
-@torch.no_grad()
-def _project(encoder, f):
-    "What an encoder behind a frozen backbone makes of stored features (N, 1, F)."
-    blocks = (F.normalize(encoder.head(encoder.backbone.net(x[:, 0].float())), dim=1) for x in f.split(4096))
-    return torch.cat(list(blocks))

@@ -89,7 +89,6 @@ def _export(args):
     album.search(_which(args, album)).save(args.folder)
     print(f'{args.folder}: files.csv, embeddings.npy (in the same order), index.faiss, encoder.pt, search.json')
 
-# %% ../nbs/36_command.ipynb #e2bde150
 _COMMANDS = { # function, what it does, an example, its arguments
     'index': (_index, 'make a folder of photos searchable, or bring the album up to date', 'plm index ~/Pictures', [
         ('folder', dict(nargs='?', help='the photos, with all subfolders; without it: those of the last time')),

@@ -100,6 +100,18 @@ def test_edited_constants_look_again(folder, tmp_path, seen):
     assert len(seen) == 24 and album.search().train.crop == 36
 
 
+def test_an_edited_head_is_made_anew_and_nothing_is_decoded(folder, tmp_path, seen):
+    album = small(tmp_path/'album')
+    album.update(folder)
+    album.train()
+    small(tmp_path/'album', dim=6, head='components')
+    with pytest.raises(ValueError, match='photos.yaml was edited. Run plm index'): album.train()
+    assert album.update() == Changes(**NOTHING | dict(same=12))
+    assert len(seen) == 12 and album.search().z.shape == (12, 6) and album._trained() is None
+    album.train()
+    assert album.search('after').z.shape == (12, 6)
+
+
 @pytest.mark.parametrize('n, dim', [(1, 8), (3, 8), (7, 8)])
 def test_few_photos(tmp_path, n, dim):
     (tmp_path/'photos').mkdir()
