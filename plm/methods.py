@@ -5,7 +5,6 @@
 # %% ../nbs/13_methods.ipynb #6621dbac
 from __future__ import annotations
 from collections import defaultdict
-
 from statistics import mean
 from typing import Literal
 import torch
@@ -27,7 +26,7 @@ from .training import Method, Run, TrainConstants, embed_all, fit
 
 # %% auto #0
 __all__ = ['METHODS', 'register', 'PretrainedConstants', 'Pretrained', 'SimCLRConstants', 'SimCLR', 'STMLConstants', 'STML',
-           'PLMConstants', 'PLM', 'describe_pieces', 'train']
+           'PLMConstants', 'PLM', 'describe_pieces', 'DistanceAlone', 'train']
 
 # %% ../nbs/13_methods.ipynb #96da15c0
 METHODS: dict[str, type[Method]] = {} # name -> class
@@ -250,6 +249,16 @@ def describe_pieces(
         found['piece_purity'].append(label_purity(pieces.members, labels.to(z.device)[index]))
         found['piece_quality'].append(pieces.quality()[others].double().mean().item())
     return {name: mean(values) for name, values in found.items()}
+
+# %% ../nbs/13_methods.ipynb #cf032000
+@register('distance', PLMConstants)
+class DistanceAlone(PLM):
+    "PLM without pieces, the control: the same loss, with similarities of distance alone (ours)."
+    @classmethod
+    def check(cls, constants: PLMConstants, train: TrainConstants):
+        super().check(constants, train)
+        if constants.similarity != 'distance':
+            raise ValueError(f"similarity must be distance, got {constants.similarity}: with pieces it is plm.")
 
 # %% ../nbs/13_methods.ipynb #be6f6876
 def train(

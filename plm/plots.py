@@ -68,8 +68,8 @@ def thumbnails(
 # %% ../nbs/22_plots.ipynb #afe0478d
 # a method looks the same in every picture: the colours of Okabe and Ito, told apart by most colour-blind people
 _looks = {'plm': ('#009e73', '-', 'o'), 'stml': ('#0072b2', '--', 's'), 'simclr': ('#e69f00', '-.', '^'),
-          'pretrained': ('#7f7f7f', ':', 'D')}
-_others = [('#d55e00', '-', 'v'), ('#cc79a7', '--', 'x'), ('#56b4e9', '-.', '*'), ('#b8a600', ':', 'P'),
+          'distance': ('#d55e00', '-', 'v'), 'pretrained': ('#7f7f7f', ':', 'D')}
+_others = [('#cc79a7', '--', 'x'), ('#56b4e9', '-.', '*'), ('#b8a600', ':', 'P'),
            ('#000000', '-', '<'), ('#009e73', '--', '>'), ('#0072b2', '-.', 'p'), ('#e69f00', ':', 'h')]
 
 def _look(method, names):
