@@ -273,7 +273,7 @@ def test_constants_that_decide_are_watched():
     watched |= {'cars', 'grocery'}
     entries = {name.split('.')[0] for name in watched} - {'${item'}
     assert entries == set(yaml.safe_load(OURS.read_text())) - {'device', 'workers'}
-    assert set(METHODS) <= watched
+    assert set(METHODS) - {'distance'} <= watched # there it is plm with another similarity
 
 
 @pytest.mark.parametrize('name, folder, words', [

@@ -234,6 +234,13 @@ def test_lines_are_short():
     assert not found, f'{len(found)} lines of more than 120 characters:\n' + '\n'.join(found)
 
 
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_a_notebook_ends_with_an_exercise_whose_answer_is_a_cell(name):
+    cells = json.loads(NOTEBOOKS[name].read_text())['cells']
+    asked = [i for i, cell in enumerate(cells) if re.match('## Exercises?\n', source(cell) + '\n')]
+    assert asked and all(cells[i + 1]['cell_type'] == 'code' for i in asked)
+
+
 def test_free_modules_are_there(): assert deps.FREE.keys() <= NOTEBOOKS.keys()
 
 

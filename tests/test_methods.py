@@ -5,8 +5,8 @@ from plm import methods, sampling, training
 from plm.core import generator_at
 from plm.encoder import Encoder, embed
 from plm.images import Augment
-from plm.methods import (METHODS, PLM, PLMConstants, PretrainedConstants, SimCLRConstants, STMLConstants,
-                         describe_pieces, train)
+from plm.methods import (METHODS, PLM, DistanceAlone, PLMConstants, PretrainedConstants, SimCLRConstants,
+                         STMLConstants, describe_pieces, train)
 from plm.pretraining import new_encoder
 from plm.sampling import NeighborhoodBatches
 from plm.training import TrainConstants
@@ -397,7 +397,7 @@ def test_photos_are_seen_in_parts(tmp_path, monkeypatch):
 def test_the_control_knows_distance_alone(n_proxies, tmp_path):
     "The terms by the formulas of docs/method.md in float64, whatever m says; and it trains."
     c = replace(CONSTANTS['plm'], similarity='distance', n_proxies=n_proxies)
-    method = PLM(start(), c, 0).double()
+    method = DistanceAlone(start(), c, 0).double()
     z, t = (torch.nn.functional.normalize(torch.randn(24, 8, generator=generator_at(s)).double(), dim=1) for s in 'zt')
     terms = method.loss(z, t)
     def term(a, b, u, v, other):
@@ -409,6 +409,8 @@ def test_the_control_knows_distance_alone(n_proxies, tmp_path):
         torch.testing.assert_close(terms['proxy'], term(z, rho, t, rho, True)/(24*5), rtol=1e-6, atol=0)
         assert terms['neighborhood'] == 1
     else: assert list(terms) == ['point']
+    with pytest.raises(ValueError, match='similarity must be distance, got piecewise'):
+        DistanceAlone.check(CONSTANTS['plm'], SHARED)
     log = run('plm', tmp_path, similarity='distance', n_proxies=n_proxies)[1]
     assert not PIECES & set(log[-1]) and 'val_recall_at_1' in log[-1] and log[-1]['loss'] < log[1]['loss']
 

@@ -686,6 +686,17 @@ def test_a_run_cut_anywhere_goes_on(tmp_path, mixed, monkeypatch, commit_always,
     assert not list(tmp_path.glob('.*'))
 
 
+@pytest.mark.parametrize('other', [dict(squeeze=True), dict(drop_duplicates=False), dict(side=40)])
+def test_what_was_decoded_otherwise_is_not_gone_on_with(tmp_path, mixed, monkeypatch, commit_always, other):
+    how = dict(side=32, workers=1)
+    write_photos(mixed, tmp_path/'whole.npy', **how | other)
+    cut_at(monkeypatch, 8)
+    with pytest.raises(Power): write_photos(mixed, tmp_path/'o.npy', **how)
+    again = cut_at(monkeypatch, None)
+    write_photos(mixed, tmp_path/'o.npy', **how | other)
+    assert again == list(mixed) and (tmp_path/'o.npy').read_bytes() == (tmp_path/'whole.npy').read_bytes()
+
+
 @pytest.mark.parametrize('damage, again', [
     ('half of the state', 12), ('state of nothing', 12), ('zeros behind the state', 12), ('no state', 12),
     ('fewer rows', 12), ('no rows', 12), ('rows of zeros', 12), ('more rows', 4), ('nothing', 4)])

@@ -43,7 +43,7 @@ def test_readme_is_short():
 def front_markdown():
     "The first table: where methods begin, and where they end."
     rows = {'where all begin': ('pretrained, components', 'pretrained'), 'SimCLR': ('simclr', 'simclr'),
-            'STML': ('stml, augmented', 'stml'), 'PLM, by distance alone': ('distance alone', None),
+            'STML': ('stml, augmented', 'stml'), 'PLM, by distance alone': ('distance alone', 'distance'),
             '**PLM**': ('plm', 'plm'), 'a head in closed form, no training': ('pretrained, neighbors', None)}
     files = {'cars R@1': ('frozen/cars.csv', 0, 'recall_at_1'), 'grocery MAP@R': ('frozen/grocery.csv', 0, 'map_at_r'),
              'glyphs R@1': ('retrieval.csv', 1, 'recall_at_1'),
