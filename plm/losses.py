@@ -94,19 +94,22 @@ class PLMLoss(nn.Module):
 
     @full_precision # differences of near points do not survive in 8 or 11 bits
     def forward(self,
-        z: Tensor, # (B, d) embeddings of the trained encoder f_θ, L2-normalised
-        t: Tensor, # (B, d) embeddings of the momentum encoder f_φ, same rows; no gradient flows into them
+        z: Tensor, # (V·B, d) embeddings of the trained encoder f_θ, L2-normalised: V views of each image, block by block
+        t: Tensor, # (B, d) embeddings of the momentum encoder f_φ, of the same images; no gradient flows into them
     ) -> dict[str, Tensor]: # the wanted terms, scalars; their sum is the loss
-        "`ValueError` for NaN, shapes that differ, and a batch of no more than m points. Half precision: as float32."
-        if check_embeddings(z).shape != check_embeddings(t, 'momentum embeddings').shape:
-            raise ValueError("trained and momentum embeddings must have the same shape, "
-                             f"got {tuple(z.shape)} and {tuple(t.shape)}.")
+        "`ValueError` for NaN, shapes that do not fit, a batch of no more than m points. Half precision: as float32."
+        views, rest = divmod(len(check_embeddings(z)), max(1, len(check_embeddings(t, 'momentum embeddings'))))
+        if not views or rest or z.shape[1] != t.shape[1]: raise ValueError(
+            "trained embeddings must be the rows of the momentum embeddings, once or several times over, "
+            f"got {tuple(z.shape)} and {tuple(t.shape)}.")
         t, terms = t.detach(), {}
         pieces = self.manifold(t)
-        if 'point' in self.terms: terms['point'] = distance_regression(z, None, self.similarity(pieces), self.delta)
+        if 'point' in self.terms: # two views of an image have the similarity of the image to itself, which is 1
+            terms['point'] = distance_regression(z, None, self.similarity(pieces).repeat(views, views), self.delta)
         if self.terms == ('point',): return terms
         proxies = self.proxies()
         s = self.similarity(pieces, proxies)
-        if 'proxy' in self.terms: terms['proxy'] = distance_regression(z, proxies.points, s, self.delta)
+        if 'proxy' in self.terms:
+            terms['proxy'] = distance_regression(z, proxies.points, s.repeat(views, 1), self.delta)
         if 'neighborhood' in self.terms: terms['neighborhood'] = neighborhood_loss(t, proxies, s)
         return terms

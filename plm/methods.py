@@ -140,6 +140,7 @@ class PLMConstants(Constants):
     n_proxies: int = Field(ge=0) # N_ρ; 0: no proxies (published plateau: 100 to 500)
     terms: list[Literal[TERMS]] = Field(min_length=1) # of the loss: point, proxy, neighborhood (published: all three)
     gamma: float = Field(ge=0, le=1) # γ, momentum of the estimating encoder (ours)
+    n_views: Literal[1, 2] # views of each image in a batch, which is of `batch_size` views (ours; the paper is silent)
     view: Literal['plain', 'augmented'] # what the momentum encoder sees (ours: plain; the paper is silent)
     refresh: Literal['full', 'kept'] # neighbours among images embedded anew (published), or as in the steps (ours)
 
@@ -184,16 +185,17 @@ class PLM(Method):
 
     @classmethod
     def check(cls, constants: PLMConstants, train: TrainConstants):
-        _check_groups(constants.k, train.batch_size, train)
+        images = train.batch_size//constants.n_views
+        _check_groups(constants.k, images, train)
         if constants.m > train.dim: raise ValueError(f"m = {constants.m} must be at most dim = {train.dim}.")
-        if constants.m >= train.batch_size:
-            raise ValueError(f"m = {constants.m} must be below batch_size = {train.batch_size}: "
-                             "a piece of m dimensions needs m neighbours.")
+        if constants.m >= images: raise ValueError(
+            f"m = {constants.m} must be below the {images} images of a batch (batch_size = {train.batch_size}): "
+            "a piece of m dimensions needs m neighbours.")
 
     def batches(self, n: int, batch_size: int):
-        head = self.encoder.head
-        if self.constants.refresh == 'kept': self.kept = head.weight.new_full((n, head.out_features), torch.nan)
-        return NeighborhoodBatches(n, batch_size, self.constants.k, self.seed)
+        c, head = self.constants, self.encoder.head
+        if c.refresh == 'kept': self.kept = head.weight.new_full((n, head.out_features), torch.nan)
+        return NeighborhoodBatches(n, batch_size//c.n_views, c.k, self.seed, n//batch_size)
 
     def replicated(self) -> list[nn.Parameter]: return [] if self.proxies is None else list(self.proxies.parameters())
 
@@ -209,7 +211,8 @@ class PLM(Method):
             self.began.copy_(self.proxies().points)
 
     def step(self, images: Tensor, index: Tensor, augment, g: torch.Generator) -> dict[str, Tensor]:
-        z = all_gather(self.encoder(augment(images, g)))
+        z = self.encoder(torch.cat([augment(images, g) for _ in range(self.constants.n_views)]))
+        z = torch.cat([all_gather(view) for view in z.chunk(self.constants.n_views)])
         t = all_gather(self.momentum(as_input(images) if self.constants.view == 'plain' else augment(images, g)))
         if self.kept is not None: self.kept[all_gather(index)] = t
         return self.loss(z, t)
@@ -225,7 +228,7 @@ class PLM(Method):
         return dict(proxy_moved=moved, proxy_used=len(nearest.unique())/len(rho), proxy_distance=d.mean().item())
 
     def describe_val(self, z: Tensor, labels: Tensor, batch_size: int) -> dict[str, float]:
-        return describe_pieces(z, labels, self.constants, batch_size)
+        return describe_pieces(z, labels, self.constants, batch_size//self.constants.n_views)
 
 @torch.no_grad()
 def describe_pieces(

@@ -205,7 +205,7 @@ def measure(
     "A training step on random pixels, from random weights. `torch.OutOfMemoryError` if it does not fit."
     device, c, full = torch.device(device), p.method[method], p.train.batch_size
     gpu = device.type == 'cuda'
-    smallest = (2 if method == 'plm' else 4)*getattr(c, 'k', 5) # two groups; STML sees each image twice
+    smallest = 2*getattr(c, 'n_views', 2)*getattr(c, 'k', 5) # two groups; the others see each image twice
     views = min(full, views or (full if gpu else smallest))
     model = METHODS[method](new_encoder(p.train).to(device), c).train()
     rows = model.batches(2*full, views).batch_size # fewer than views, where each image is seen twice

@@ -175,7 +175,7 @@ class UnsupervisedNAMR(PLM):
         self.namr = NAMR(self.loss, structure.C, weight, structure.alpha, structure.t)
 
     def step(self, images: Tensor, index: Tensor, augment, g: torch.Generator) -> dict[str, Tensor]:
-        e, w = self.encoder.describe(augment(images, g))
+        e, w = self.encoder.describe(torch.cat([augment(images, g) for _ in range(self.constants.n_views)]))
         t = self.momentum(as_input(images) if self.constants.view == 'plain' else augment(images, g))
         if self.kept is not None: self.kept[index] = t
         return self.namr(e, torch.ones_like(e) if w is None else w, t)

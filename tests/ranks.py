@@ -19,8 +19,8 @@ CONSTANTS = {
     'simclr': SimCLRConstants(lr=1e-3, temperature=0.1),
     'stml': STMLConstants(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
     'plm': PLMConstants(lr=1e-3, k=4, m=2, T=0.9, max_neighbors=23, similarity='piecewise', n_alpha=4., n_beta=0.5,
-                        delta=2., n_proxies=5, terms=['point', 'proxy', 'neighborhood'], gamma=0.9, view='plain',
-                        refresh='full')}
+                        delta=2., n_proxies=5, terms=['point', 'proxy', 'neighborhood'], gamma=0.9, n_views=1,
+                        view='plain', refresh='full')}
 
 
 def replace(constants, **changes): return type(constants)(**constants.model_dump() | changes)
@@ -46,7 +46,9 @@ def gradients(name, B=24):
     "Loss terms and the gradient of every parameter on one batch, in 64 bits, without augmentation."
     torch.set_default_dtype(torch.float64)
     try:
-        method = METHODS[name](Encoder(dim=8).double(), CONSTANTS[name], 0).double().train()
+        kind, _, two = name.partition(', ')
+        constants = replace(CONSTANTS[kind], n_views=2) if two else CONSTANTS[kind]
+        method = METHODS[kind](Encoder(dim=8).double(), constants, 0).double().train()
         sync_batchnorm(method)
         views = 1 if name == 'plm' else 2
         index = torch.arange(B//views)

@@ -10,19 +10,20 @@ def distance(a, b): return math.sqrt(sum((float(x) - float(y))**2 for x, y in zi
 
 
 def point_term(z, s, delta):
-    "Mean over the ordered pairs of different points."
-    B, total = len(z), 0.
-    for i in range(B):
-        for j in range(B):
-            if i != j: total += (delta*(1 - float(s[i, j])) - distance(z[i], z[j]))**2
-    return total/(B*(B - 1))
+    "Mean over the ordered pairs of different points: rows i, i + B, ... are views of image i, and wholly alike."
+    n, B, total = len(z), len(s), 0.
+    for i in range(n):
+        for j in range(n):
+            alike = 1. if i % B == j % B else float(s[i % B, j % B])
+            if i != j: total += (delta*(1 - alike) - distance(z[i], z[j]))**2
+    return total/(n*(n - 1))
 
 
 def proxy_term(z, rho, s, delta):
     "Mean over the pairs of a point and a proxy."
     total = 0.
     for i in range(len(z)):
-        for j in range(len(rho)): total += (delta*(1 - float(s[i, j])) - distance(z[i], rho[j]))**2
+        for j in range(len(rho)): total += (delta*(1 - float(s[i % len(s), j])) - distance(z[i], rho[j]))**2
     return total/(len(z)*len(rho))
 
 

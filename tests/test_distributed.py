@@ -51,7 +51,8 @@ def test_rows_are_shared_out_once(monkeypatch):
             assert sum(rows, []) == list(range(n)) and max(map(len, rows)) - min(map(len, rows)) <= 1
 
 
-@pytest.fixture(scope='module', params=[(2, ('plm', 'stml', 'simclr'), (1, 5, 8)), (3, ('plm',), (2, 7))],
+@pytest.fixture(scope='module', params=[(2, ('plm', 'plm, two views', 'stml', 'simclr'), (1, 5, 8)),
+                                        (3, ('plm',), (2, 7))],
                 ids='{0[0]} processes'.format)
 def started(request, tmp_path_factory):
     "What one process finds, and several: started once for the tests below."

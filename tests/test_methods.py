@@ -16,7 +16,8 @@ CONSTANTS = {
     'stml': STMLConstants(lr=1e-3, sigma=3., delta=1., k=3, gamma=0.9, wide=16, view='augmented'),
     'plm': PLMConstants(
         lr=1e-3, k=4, m=2, T=0.9, max_neighbors=11, similarity='piecewise', n_alpha=4., n_beta=0.5, delta=2.,
-        n_proxies=5, terms=['point', 'proxy', 'neighborhood'], gamma=0.9, view='plain', refresh='full')}
+        n_proxies=5, terms=['point', 'proxy', 'neighborhood'], gamma=0.9, n_views=1,
+        view='plain', refresh='full')}
 SHARED = TrainConstants(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving',
                         epochs=3, batch_size=24)
 

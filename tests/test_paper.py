@@ -509,7 +509,8 @@ def clone(tmp_path):
     for file in ('Makefile', 'dvc.yaml', 'params.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config',
                  '.dvc/.gitignore', 'requirements.lock', 'pyproject.toml', 'results/ablation.csv',
                  'results/ablation.json', 'results/namr.csv', 'results/index.csv', 'results/frozen/cars.csv',
-                 'results/frozen/grocery.csv', 'docs/images/grocery.png'):
+                 'results/frozen/grocery.csv', 'results/full/cars.csv', 'results/full/grocery.csv',
+                 'docs/images/grocery.png'):
         (root/file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/file, root/file)
     toy = (root/'dvc.yaml').read_text()

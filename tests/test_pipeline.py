@@ -90,11 +90,12 @@ def toy(tmp_path_factory):
     ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '[0-9]*.ipynb')
     for folder in ('nbs', 'plm'): shutil.copytree(ROOT/folder, root/folder, ignore=ignore)
     (root/'.dvc').mkdir()
-    for folder in ('results/frozen', 'pipelines/ablations', 'pipelines/namr', 'docs/images'):
+    for folder in ('results/frozen', 'results/full', 'pipelines/ablations', 'pipelines/namr', 'docs/images'):
         (root/folder).mkdir(parents=True)
     for file in ('dvc.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config', '.dvc/.gitignore',
                  'pipelines/ablations/dvc.yaml', 'pipelines/namr/dvc.yaml', 'results/frozen/cars.csv',
-                 'results/frozen/grocery.csv', 'docs/images/grocery.png'): shutil.copy(ROOT/file, root/file)
+                 'results/frozen/grocery.csv', 'results/full/cars.csv', 'results/full/grocery.csv',
+                 'docs/images/grocery.png'): shutil.copy(ROOT/file, root/file)
     command = 'runs/notebooks/toy.ipynb'
     stages = (root/'dvc.yaml').read_text().replace(f'{command}\n', f'{command} -p steps 4 -p n_seeds 1\n', 1)
     assert '-p n_seeds 1' in stages

@@ -33,7 +33,8 @@ CONSTANTS = {'triplet': MetricConstants(**COMMON), 'contrastive': MetricConstant
 STRUCTURE = StructureConstants(hidden=16, alpha=10, t=3, C=3)
 UNLABELLED = PLMConstants(
     lr=1e-3, k=5, m=2, T=0.9, max_neighbors=19, similarity='piecewise', n_alpha=3, n_beta=0.5, delta=1.4, n_proxies=4,
-    terms=['point', 'proxy', 'neighborhood'], gamma=0.9, view='plain', refresh='full')
+    terms=['point', 'proxy', 'neighborhood'], gamma=0.9, n_views=1, view='plain',
+    refresh='full')
 BUDGET = TrainConstants(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving',
                         epochs=2, batch_size=20)
 
