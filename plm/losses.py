@@ -94,7 +94,7 @@ class PLMLoss(nn.Module):
 
     @full_precision # differences of near points do not survive in 8 or 11 bits
     def forward(self,
-        z: Tensor, # (V·B, d) embeddings of the trained encoder f_θ, L2-normalised: V views of each image, block by block
+        z: Tensor, # (V·B, d) embeddings of the trained encoder f_θ, of length 1: V views of each image, in V blocks
         t: Tensor, # (B, d) embeddings of the momentum encoder f_φ, of the same images; no gradient flows into them
     ) -> dict[str, Tensor]: # the wanted terms, scalars; their sum is the loss
         "`ValueError` for NaN, shapes that do not fit, a batch of no more than m points. Half precision: as float32."

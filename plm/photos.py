@@ -470,7 +470,8 @@ def _fingerprint(files, side, drop_duplicates, squeeze):
     "Of everything that decides the array."
     deciding = _open, _is_raw, _decode, _read, _squared, _square, _as_rgb, _grey_as_rgb, _without_twins, _write
     code = [inspect.getsource(f) for f in deciding]
-    digest = hashlib.sha256(repr((code, PIL.__version__, MIN_SIDE, MAX_PIXELS, side, drop_duplicates, squeeze)).encode())
+    how = code, PIL.__version__, MIN_SIDE, MAX_PIXELS, side, drop_duplicates, squeeze
+    digest = hashlib.sha256(repr(how).encode())
     for file in files:
         try: info = file.stat()
         except OSError: state = None

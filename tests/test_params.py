@@ -90,7 +90,7 @@ MISTAKES = {
     'k as large as a batch of two views': (
         ['stml', 'k'], 50, r'stml on glyphs: k = 50 must be below, and divide, the 50 images'),
     'm as large as a batch': (
-        PLM, RAW['plm'] | dict(m=100, max_neighbors=100), r'plm on glyphs: m = 100 must be below batch_size = 100'),
+        PLM, RAW['plm'] | dict(m=100, max_neighbors=100), r'plm on glyphs: m = 100 must be below the 100 images'),
     'k that does not divide the batch': (PLM + ['k'], 6, r'plm on glyphs: k = 6 must be below, and divide, the 100'),
     'odd batch': (['train', 'batch_size'], 25, r'^train\.batch_size: must be even'),
     'm above the dimension': (['train', 'dim'], 2, r'plm on glyphs: m = 3 must be at most dim = 2'),
@@ -264,9 +264,9 @@ def test_numbers_as_dvc_writes_them(tmp_path):
 
 
 @pytest.mark.parametrize('change, gone, come', [
-    ('plm.delta=2', '  delta: 1.4', '  delta: 2'),
+    ('plm.similarity=binary', '  similarity: piecewise', '  similarity: binary'),
     ('+omniglot.plm.delta=2', '', '  plm:\n    delta: 2'),
-    ('methods=[plm]', '- pretrained\n- simclr\n- stml', '')])
+    ('methods=[plm]', '- pretrained\n- simclr\n- stml\n- distance', '')])
 def test_dvc_changes_the_value_and_nothing_else(change, gone, come, tmp_path):
     "What `dvc exp run -S` does to the file. It writes lists and empty values in its own way; so must we."
     ours = shutil.copy(OURS, tmp_path)
