@@ -140,7 +140,7 @@ class PLMConstants(Constants):
     n_proxies: int = Field(ge=0) # N_ρ; 0: no proxies (published plateau: 100 to 500)
     terms: list[Literal[TERMS]] = Field(min_length=1) # of the loss: point, proxy, neighborhood (published: all three)
     gamma: float = Field(ge=0, le=1) # γ, momentum of the estimating encoder (ours)
-    n_views: int = Field(ge=1, le=2) # views of each image in a batch, which is of `batch_size` views (ours; the paper is silent)
+    n_views: int = Field(ge=1, le=2) # views of each image in a batch of `batch_size` views (ours; the paper is silent)
     view: Literal['plain', 'augmented'] # what the momentum encoder sees (ours: plain; the paper is silent)
     refresh: Literal['full', 'kept'] # neighbours among images embedded anew (published), or as in the steps (ours)
 
