@@ -167,6 +167,8 @@ def test_report_needs_nothing_around_it(toy):
     images = re.findall(r'\ssrc="([^"]*)"', page)
     assert len(images) >= 2 + len(METHODS) and all(i.startswith('data:image/') for i in images)
     assert re.findall(r'<link|<script|<iframe|@import|url\(', page) == []
+    answer = re.findall(r'<p class="answer">(.*?)</p>', page, re.S)
+    assert len(answer) == 3 and 'PLM − STML' in answer[1] and 'by distance alone' in answer[2]
     for m in METHODS: assert re.search(rf'^{m} ', table, re.M) and re.search(rf'<th[^>]*>{m}</th>', page)
     for number in re.findall(r'\d+\.\d', table): assert number in page
 
