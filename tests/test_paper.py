@@ -57,8 +57,8 @@ def edited(folder):
     train = dict(backbone='resnet18', weights='none', dim=64, crop=64, precision='float32', norm='moving',
                  head='neighbors', epochs=3, batch_size=40)
     stml = dict(lr=0.5, sigma=9, delta=9, k=2, gamma=0.5, wide=9, view='plain')
-    plm = dict(lr=0.5, k=4, m=2, T=0.5, max_neighbors=9, similarity='binary', n_alpha=9, n_beta=9, delta=9, n_proxies=9,
-               terms=['point'], gamma=0.5, view='augmented')
+    plm = dict(lr=0.5, k=2, m=2, T=0.5, max_neighbors=9, similarity='binary', n_alpha=9, n_beta=3, delta=9, n_proxies=9,
+               terms=['point'], gamma=0.5, n_views=2, view='augmented')
     for name in ('cub200', 'photos'): raw[name] |= dict(train=dict(train), stml=dict(stml), plm=dict(plm))
     raw['plm'] |= plm
     raw['stml'] |= stml
