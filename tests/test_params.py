@@ -163,7 +163,7 @@ def test_mistakes(tmp_path, mistake):
 @pytest.mark.parametrize('path, value', [
     (PLM + ['T'], None), (PLM + ['T'], 1), (PLM + ['lr'], 1), (PLM + ['lr'], 1e-5), (PLM + ['n_proxies'], 0),
     (PLM + ['max_neighbors'], 4), (PLM + ['view'], 'augmented'), (PLM + ['refresh'], 'kept'),
-    (PLM + ['terms'], ['proxy']), (PLM + ['n_alpha'], 0.5), (['seeds'], [7]),
+    (PLM + ['terms'], ['proxy']), (['glyphs', 'plm', 'n_alpha'], 0.5), (['seeds'], [7]),
     (['glyphs', 'sizes', 'n_source'], None), (['glyphs', 'sizes', 'n_source'], 5), (['glyphs', 'pretrain'], None),
     (['cub200', 'sizes', 'val_every'], None), (['cub200', 'train', 'crop'], 256),
     (['cub200', 'train', 'precision'], 'float32')])
@@ -265,7 +265,7 @@ def test_numbers_as_dvc_writes_them(tmp_path):
 
 @pytest.mark.parametrize('change, gone, come', [
     ('plm.similarity=binary', '  similarity: piecewise', '  similarity: binary'),
-    ('+omniglot.plm.delta=2', '', '  plm:\n    delta: 2'),
+    ('+glyphs.simclr.lr=2', '', '  simclr:\n    lr: 2'),
     ('methods=[plm]', '- pretrained\n- simclr\n- stml\n- distance', '')])
 def test_dvc_changes_the_value_and_nothing_else(change, gone, come, tmp_path):
     "What `dvc exp run -S` does to the file. It writes lists and empty values in its own way; so must we."
