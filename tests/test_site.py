@@ -181,4 +181,4 @@ def test_search_works_from_the_disk(site, tmp_path):
                 b.window(width, 900, phone=width == 420)
                 assert b.js('return document.documentElement.scrollWidth') <= width
         assert b.console() == []
-        assert [u for u in b.requests() if not u.startswith(('file:', 'data:', 'chrome:'))] == []
+        assert [u for u in b.requests() if not u.startswith(('file:', 'data:', 'chrome'))] == []
