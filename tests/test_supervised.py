@@ -222,9 +222,9 @@ def test_nasa_sees_embeddings_in_mean_distances():
     assert terms['metric'].item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize('refresh', ['full', 'kept'])
-def test_unsupervised_namr_without_weight_is_plm(tmp_path, refresh):
-    p = replace(UNLABELLED, refresh=refresh)
+@pytest.mark.parametrize('refresh, n_views', [('full', 1), ('kept', 1), ('full', 2)])
+def test_unsupervised_namr_without_weight_is_plm(tmp_path, refresh, n_views):
+    p = replace(UNLABELLED, refresh=refresh, n_views=n_views)
     plain, namr = PLM(TwoHeads(start()), p), UnsupervisedNAMR(TwoHeads(start(), hidden=4), p, STRUCTURE, 0.)
     log, other = train(plain, 'plain', tmp_path), train(namr, 'namr', tmp_path)
     assert [row.get('point') for row in log] == [row.get('point') for row in other] and other[-1]['rank'] == 0
