@@ -10,7 +10,7 @@ from datetime import date
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 import numpy as np, torch, uvicorn
 from anyio import CapacityLimiter, to_thread
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +19,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import (FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response,
+                                 StreamingResponse)
 from starlette.routing import Route
 from .album import Album
 from .encoder import embed
@@ -183,17 +184,28 @@ class _Answers:
     def __init__(self, album):
         self.album, self.current, self.two = album, _Current(album), CapacityLimiter(2)
         self.html = render('search.html', title='Search your photos')
-        own = re.search('Content-Security-Policy" content="([^"]+)"', self.html)[1]
-        self.policy = ' '.join(own.split()) + "; frame-ancestors 'none'" # which only a header can say
+        self.drawn = album.place/'map.html'
 
-    def page(self, request): return HTMLResponse(self.html, headers={'Content-Security-Policy': self.policy})
+    def page(self, request): return HTMLResponse(self.html, headers=_policy_of(self.html))
+
+    def map(self, request):
+        try: head = self.drawn.read_bytes()[:2000].decode(errors='replace')
+        except FileNotFoundError: raise HTTPException(404, "There is no map yet: run `plm map`.")
+        return FileResponse(self.drawn, media_type='text/html', headers=_policy_of(head))
+
+    def named(self, request):
+        name, now = os.fsdecode(unquote_to_bytes(request.scope['raw_path'].removeprefix(b'/named/'))), self.current()
+        for photo in now.photos:
+            if photo.name == name: return RedirectResponse(f'/?photo={photo.sum.hex()}')
+        raise HTTPException(404, "This photo is not in the album, or not any more: run `plm map` again.")
 
     def about(self, request):
         now = self.current()
         days = now.days.tolist()
         first, last = min(days, default=''), max(days, default='')
         return JSONResponse(dict(photos=len(now.photos), folder=printable(now.folder), searches=list(now.z),
-                                 folders=now.folders, first=first, last=last, version=now.version, upload=MAX_UPLOAD))
+                                 folders=now.folders, first=first, last=last, version=now.version, upload=MAX_UPLOAD,
+                                 map=self.drawn.exists()))
 
     def recall(self, request): return JSONResponse(self.current().recall)
 
@@ -258,6 +270,11 @@ class _Answers:
         headers['Content-Length'] = str(os.fstat(file.fileno()).st_size)
         return StreamingResponse(_pieces(file), media_type=f'image/{kind.lastgroup}', headers=headers)
 
+def _policy_of(page):
+    "The policy that a page names itself, and what only a header can say."
+    own = re.search('Content-Security-Policy" content="([^"]+)"', page)[1]
+    return {'Content-Security-Policy': ' '.join(own.split()) + "; frame-ancestors 'none'"}
+
 def _row(now, id):
     if id in now.row: return now.row[id]
     raise HTTPException(404, "This photo is not in the album, or not any more.")
@@ -275,7 +292,8 @@ def make_app(
     routes = [Route('/', own.page), Route('/api/album', own.about), Route('/api/recall', own.recall),
               Route('/api/photos', own.photos), Route('/api/similar', own.similar),
               Route('/api/similar', own.similar_to_new, methods=['POST']),
-              Route('/thumb/{id}', own.thumb), Route('/photo/{id}', own.photo)]
+              Route('/thumb/{id}', own.thumb), Route('/photo/{id}', own.photo),
+              Route('/map', own.map), Route('/named/{name:path}', own.named)]
     def told(request, e): return _failed(e.status_code, e.detail)
     def broken(request, e): return _failed(503, str(e))
     handlers = {HTTPException: told, ClientDisconnect: lambda *_: Response(status_code=400),

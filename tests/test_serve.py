@@ -5,7 +5,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from browser import browser
 from plm.album import Album
-from plm.search import PHOTOS_FILE
+from plm.search import PHOTOS_FILE, printable
 from plm.serve import MAX_UPLOAD, _Current, make_app
 
 ODD = ['<img src=x onerror="document.title=1">.png', 'a "quoted" & \'other\' name.png', '\u202egnp.evil.png',
@@ -405,6 +405,26 @@ def test_an_address_leads_to_its_state(page, client):
     values = page.js("return ['folder', 'to', 'far'].map(id => $(id).value)")
     assert values == ['blue', '2024-03-20', '1.3']
     assert page.js("return $('which').querySelector(':checked').value") == 'before'
+
+
+def test_from_the_page_to_the_map_and_back(page, client, album):
+    assert page.js("return $('map').hidden") and client.get('/map').json()['error'].startswith('There is no map yet')
+    drawn = album.map()
+    try:
+        page.open(page.site + '/')
+        wait(page, f"{READY} && !$('map').hidden")
+        page.click('#map')
+        wait(page, "document.querySelector('canvas')")
+        for name in ('blue/deep/01.png', *ODD):
+            page.open(page.site + '/map')
+            wait(page, "document.querySelector('canvas') && !painting")
+            page.js('choose(arguments[0])', [photo.name for photo in album.photos()].index(name))
+            assert page.js("return document.querySelector('#query a').textContent") == 'search from here'
+            page.click('#query a')
+            wait(page, f"{READY} && !$('query').hidden")
+            assert page.js('return location.search') == f'?photo={ids(client)[printable(name)]}'
+        assert 'not in the album' in client.get('/named/red/99.png').json()['error']
+    finally: drawn.unlink()
 
 
 def test_filters_and_the_slider(page, client):

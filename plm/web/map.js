@@ -24,7 +24,8 @@ const folderOf = files && numbers(files.folder);
 const fileOf = i => (files.folders[folderOf[i]] && files.folders[folderOf[i]] + '/') + files.names[i];
 const labelName = c => c < 0 ? 'no class' : 'class ' + (names ? names[c] : c);
 const wordsOf = i => [...labels ? [labelName(labels[i])] : [], files ? fileOf(i) : 'image ' + i];
-const address = i => files.root + '/' + fileOf(i).split('/').map(part => // a byte that is no text came as \udc80-\udcff
+const served = location.protocol !== 'file:', root = served ? '/named' : files && files.root; // by `plm serve`
+const address = i => root + '/' + fileOf(i).split('/').map(part => // a byte that is no text came as \udc80-\udcff
   Array.from(part, c => /^[\udc80-\udcff]$/.test(c) ? '%' + (c.charCodeAt(0) & 255).toString(16) :
     encodeURIComponent(c)).join('')).join('/');
 
@@ -367,8 +368,8 @@ function choose(i) {
     const near = neighbors(i), right = near.filter(j => verdict(i, j).kind === 'right').length, lines = described(i);
     if (labels && labels[i] >= 0) lines.push(element('div', `${right} of the ${K} nearest are of its class`));
     if (files && files.root !== null) {
-      const link = element('a', 'open the image');
-      link.href = address(i); link.target = '_blank'; link.rel = 'noopener';
+      const link = element('a', served ? 'search from here' : 'open the image');
+      link.href = address(i); link.target = served ? '' : '_blank'; link.rel = 'noopener';
       lines.push(element('div', '', link));
     }
     $('query').replaceChildren(tile(i, 4), element('div', '', ...lines));

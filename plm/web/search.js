@@ -102,6 +102,7 @@ async function renew() { // the album has changed, or the page begins
   const folders = album.folders.map(([name, n]) => new Option(`${name} (${n.toLocaleString('en')})`, name));
   $('folder').replaceChildren(new Option('all', ''), ...folders);
   for (const id of ['from', 'to']) [$(id).min, $(id).max] = [album.first, album.last];
+  $('map').hidden = !album.map;
   $('about').textContent = `${album.photos.toLocaleString('en')} photos of ${album.folder}`;
   $('which').replaceChildren($('which').querySelector('legend'), ...album.searches.map(name => {
     const input = make('input', {type: 'radio', name: 'which', value: name});
