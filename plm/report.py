@@ -122,21 +122,22 @@ def data_url(
     return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 # %% ../nbs/23_report.ipynb #a2132e77
-def _block(title, shown, text, folder):
+def _block(folder, title, shown, text, folded=False):
     "What the template shows: a table, a link to another page, or a picture."
-    if isinstance(shown, tuple): return dict(title=title, text=text, table=shown)
+    found = dict(title=title, text=text, folded=folded)
+    if isinstance(shown, tuple): return found | dict(table=shown, folded=folded or len(shown[1]) > 12)
     if isinstance(shown, Figure):
         memory = io.BytesIO()
         drawn = not any(ax.images for ax in shown.axes) # lines stay sharp, and can follow a dark page
         with rc_context({'svg.hashsalt': 'plm'}): # no version, no date: same picture, same bytes
             if drawn: shown.savefig(memory, format='svg', transparent=True, metadata=dict(Date=None, Creator=None))
             else: shown.savefig(memory, format='png', dpi=120, metadata={'Software': None})
-        return dict(title=title, text=text, picture=data_url(memory.getvalue()), drawn=drawn)
+        return found | dict(picture=data_url(memory.getvalue()), drawn=drawn)
     file = Path(shown)
     if not file.exists(): raise ValueError(f"{title!r} ({file}) is not there: run the stage that makes it.")
-    if file.suffix == '.html': return dict(title=title, text=text, page=os.path.relpath(file, folder))
+    if file.suffix == '.html': return found | dict(page=os.path.relpath(file, folder))
     data = file.read_bytes()
-    found = dict(title=title, text=text, picture=data_url(data, f'the picture {title!r} ({file})'), drawn=False)
+    found |= dict(picture=data_url(data, f'the picture {title!r} ({file})'), drawn=False)
     return found | dict(still=_last_frame(data)) if data[:3] == b'GIF' else found
 
 def _last_frame(data):
@@ -148,7 +149,7 @@ def _last_frame(data):
     return data_url(memory.getvalue())
 
 def _sections(sections, folder):
-    return [(heading, text, [_block(*block, folder) for block in blocks]) for heading, text, blocks in sections]
+    return [(heading, text, [_block(folder, *block) for block in blocks]) for heading, text, blocks in sections]
 
 def write_page(
     path: str | Path, # where the page goes; its folder is made if missing
@@ -164,7 +165,7 @@ def write_report(
     path: str | Path, # where the page goes; its folder is made if missing
     dataset: str, # which data set of the rows is shown
     rows, # retrieval rows: dicts with dataset, method, seed, metric, value (0 to 1)
-    sections, # (heading, paragraph, blocks) in order; a block is (title, figure | file | (header, lines), sentence)
+    sections, # (heading, paragraph, blocks) in order; a block: title, figure | file | (header, lines), text[, folded]
     params: dict, # everything that was set, as `params.yaml` holds it
     protocol: str = 'each test image looks for its own kind among all the others', # how retrieval is tested, in words
     answer: list[str] = (), # paragraphs that stand first: what was asked, what came out
@@ -181,6 +182,6 @@ def write_report(
                   header=header, lines=lines, paper_dataset=_paper_names.get(dataset),
                   published=[list(line) for _, line in groupby(published_rows(), lambda r: (r['d'], r['method']))],
                   sections=_sections(sections, folder), answer=answer, caveat=caveat,
-                  animation=animation and _block(*animation, folder),
+                  animation=animation and _block(folder, *animation),
                   params=yaml.safe_dump(params, sort_keys=False, allow_unicode=True), versions=versions())
     with whole_file(path) as tmp: tmp.write_text(page, encoding='utf-8')

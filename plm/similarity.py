@@ -38,7 +38,7 @@ class Similarity:
 class PiecewiseLinear(Similarity):
     "The published similarity: it falls slowly along a piece and fast off it (PLM; docs/method.md, section 4)."
     def __init__(self,
-        n_alpha: float = 3, # N_α, decay off the piece (published: 3 to 6 is a plateau; the 3 is ours, chosen on val)
+        n_alpha: float = 4, # N_α, decay off the piece (published: 3 to 6 is a plateau; the 4 is ours, chosen on val)
         n_beta: float = 0.5, # N_β, decay along it, not above n_alpha (published)
     ):
         "`ValueError` unless n_alpha >= n_beta >= 0. Equal ones are for ablations: then a piece has hardly a direction."

@@ -1,12 +1,13 @@
 """Kills what writes, and breaks what is read, for as long as one gives it: `python tests/assault.py MINUTES [SEED]`.
 
 Each assault is drawn from a seed. At the end stands a table: what was done how often, and what came out. An outcome in
-capitals is a fault, and the program says where it came from.
+capitals is a fault, and the program says where it came from. Killing the whole pipeline takes minutes, so it is done
+where five are given at least.
 """
 import csv, io, os, random, signal, sys, tempfile, time, traceback, zipfile
 from collections import Counter
 from pathlib import Path
-import faiss, numpy as np, torch
+import faiss, numpy as np, psutil, torch
 from PIL import Image
 from plm import photos
 from plm.backbones import build_encoder
@@ -18,6 +19,7 @@ from plm.pretraining import new_encoder
 from plm.search import Search
 from plm.training import Method, Run, TrainConstants, fit
 from plm.transfer import unpack
+from repository import Toy, make_toy
 
 TINY = TrainConstants(backbone='convnet', weights='none', dim=8, crop=None, precision='float32', norm='moving',
                       epochs=3, batch_size=10)
@@ -139,7 +141,35 @@ def decoding(draw, folder):
     return same(folder, 'npy')
 
 
-ASSAULTS = state, search, weights, image, labels, archive, training, decoding
+REPRO = 'python', 'nbs/pipeline/alone.py', 'python', 'nbs/pipeline/repro.py' # what `make repro` runs
+MADE = 'runs/train', 'results'
+
+def pipeline(draw, folder, known={}):
+    "The whole pipeline at toy size: every process of it is killed, in any order, at any moments, and it goes on."
+    if not known:
+        known['top'] = tempfile.TemporaryDirectory()
+        whole = make_toy(Path(known['top'].name)/'toy', Path(known['top'].name))
+        whole.ok(*REPRO)
+        known['made'] = whole.bytes_of(*MADE)
+    toy = make_toy(folder/'toy', folder)
+    for _ in range(draw.randrange(1, 6)):
+        process = psutil.Process(toy.start(*REPRO, stdout=-3, stderr=-3, start_new_session=True).pid)
+        time.sleep(draw.random()*40)
+        family = [process, *process.children(recursive=True)]
+        draw.shuffle(family)
+        if draw.random() < 0.5: family = [process] # what it has started must go with it
+        for p in family:
+            try: p.kill()
+            except psutil.NoSuchProcess: pass
+        process.wait()
+    done = toy.run(*REPRO)
+    if done.returncode: return 'DID NOT GO ON'
+    if toy.half_written() or list(toy.scratch.iterdir()): return 'LEFTOVERS'
+    return 'same bytes' if toy.bytes_of(*MADE) == known['made'] else 'OTHER BYTES'
+
+
+ASSAULTS = state, search, weights, image, labels, archive, training, decoding, pipeline
+KILLS = training, decoding, pipeline # which take long
 
 
 def main(minutes, seed=0):
@@ -148,9 +178,10 @@ def main(minutes, seed=0):
     counts, until, number, faults = Counter(), time.monotonic() + 60*minutes, 0, []
     terminal, sys.stdout = (sys.stdout, sys.stderr), open(os.devnull, 'w')
     sys.stderr = sys.stdout # progress bars, and what is left out
-    while number < len(ASSAULTS) or time.monotonic() < until:
-        assault = ASSAULTS[number % len(ASSAULTS)]
-        for again in range(1 if assault in (training, decoding) else 10): # kills take long
+    kinds = ASSAULTS if minutes >= 5 else ASSAULTS[:-1]
+    while number < len(kinds) or time.monotonic() < until:
+        assault = kinds[number % len(kinds)]
+        for again in range(1 if assault in KILLS else 10):
             with tempfile.TemporaryDirectory() as folder:
                 draw = random.Random(f'{seed} {number} {again}')
                 try: outcome = assault(draw, Path(folder))

@@ -229,20 +229,20 @@ def project(tmp_path_factory):
     return root, top/'my cars', run
 
 
-def stages(p): return re.findall(r"^Running stage 'pipelines/comparison/dvc.yaml:(.*)'", p.stdout, re.M)
+def stages(p): return re.findall(r"^Running stage 'pipelines/comparison/dvc.yaml:(.*)'", p.out, re.M)
 
 
 def test_one_command_compares_the_methods(project):
     root, folder, run = project
     p = run('make', '-o', 'env', 'cars', f'FOLDER={folder}') # in the environment of the tests
-    assert p.returncode == 0, p.stdout[-2000:] + p.stderr[-3000:]
+    assert p.returncode == 0, p.out[-2000:] + p.err[-3000:]
     assert stages(p) == ['features@frozen-cars', 'compare@frozen-cars']
-    assert 'train 18 of 3 classes, val 12 of 2 classes, test 30 of 5 classes' in p.stdout
+    assert 'train 18 of 3 classes, val 12 of 2 classes, test 30 of 5 classes' in p.out
     shapes = {f.stem: np.load(f).shape for f in (root/'runs/frozen/cars/features').glob('*.npy')}
     assert shapes == {'train': (18, 3, 512), 'val': (12, 1, 512), 'test': (30, 1, 512)}
     rows = list(csv.DictReader(open(root/'results/frozen/cars.csv')))
     assert list(rows[0]) == ['dataset', 'setting', 'seed', 'split', 'metric', 'value'] and len(rows) == 2*2*2*5
-    assert (root/'results/frozen/cars.txt').read_text() in p.stdout and 'plm' in p.stdout
+    assert (root/'results/frozen/cars.txt').read_text() in p.out and 'plm' in p.out
     lock = (root/'pipelines/comparison/dvc.lock').read_text()
     assert 'my cars' not in lock and str(folder.parent) not in lock # git learns nothing of the machine
     assert not list((root/'scratch').rglob('*.part')) and not list((root/'scratch').rglob('*.pt'))

@@ -20,7 +20,7 @@ from plm.core import text_table
 from plm.report import published_rows
 from plm.training import TrainConstants
 from miniature_published import cub200, write_archives
-from test_pipeline import Toy, kill_tree, outputs
+from repository import Toy, copy_pipeline, kill_tree, outputs
 
 ROOT = Path(__file__).parent.parent
 PARAMS = ROOT/'params.yaml'
@@ -504,18 +504,8 @@ def clone(tmp_path):
 
     `clone.small` makes presets cheap."""
     root, home, mirror = tmp_path/'clone', tmp_path/'home', tmp_path/'mirror'
-    ignore = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '[0-9]*.ipynb')
-    for folder in ('nbs', 'plm'): shutil.copytree(ROOT/folder, root/folder, ignore=ignore)
-    for file in ('Makefile', 'dvc.yaml', 'params.yaml', 'data.dvc', '.dvcignore', '.gitignore', '.dvc/config',
-                 '.dvc/.gitignore', 'requirements.lock', 'pyproject.toml', 'results/ablation.csv',
-                 'results/ablation.json', 'results/namr.csv', 'results/index.csv', 'results/frozen/cars.csv',
-                 'results/frozen/grocery.csv', 'results/full/cars.csv', 'results/full/grocery.csv',
-                 'docs/images/grocery.png'):
-        (root/file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT/file, root/file)
-    toy = (root/'dvc.yaml').read_text()
-    command = 'runs/notebooks/toy.ipynb'
-    (root/'dvc.yaml').write_text(toy.replace(f'{command}\n    deps', f'{command} -p steps 4 -p n_seeds 1\n    deps'))
+    copy_pipeline(root)
+    for file in ('Makefile', 'requirements.lock', 'pyproject.toml'): shutil.copy(ROOT/file, root/file)
     (root/'.venv/bin').mkdir(parents=True)
     (root/'.venv/.done').touch()
     contents = cub200(classes=8, per_class=6)

@@ -1,6 +1,6 @@
 """The stages evaluate, similarity, map and report on photographs: colour, a benchmark of three tests with galleries, no
 val classes. The runs before them are made up: random encoders, blobs of colour."""
-import csv, json, shutil
+import csv, json
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pytest, torch, yaml
 from PIL import Image
@@ -10,7 +10,7 @@ from plm.checkpoint import save_state
 from plm.core import write_csv
 from plm.encoder import embed
 from reference_map import cells
-from test_pipeline import ROOT, Toy, outputs
+from repository import ROOT, Toy, copy_pipeline, outputs
 
 METHODS, SEED = ('pretrained', 'plm'), 1
 TESTS = {'small': 4, 'medium': 6, 'large': 10} # classes of each
@@ -43,11 +43,9 @@ def encoder(address): return build_encoder('resnet18', 16, address, crop=32)
 def photos(tmp_path_factory):
     "The four stages' outputs on a made-up VehicleID."
     root, home = tmp_path_factory.mktemp('photos')/'toy', tmp_path_factory.mktemp('home')
-    shutil.copytree(ROOT/'nbs/pipeline', root/'nbs/pipeline')
-    shutil.copytree(ROOT/'plm', root/'plm', ignore=shutil.ignore_patterns('__pycache__'))
+    copy_pipeline(root)
     toy, data = Toy(root, home), root/'runs/data'
-    for folder in ('docs/images', 'results', 'runs/data', 'runs/toy', 'runs/notebooks'):
-        (root/folder).mkdir(parents=True)
+    for folder in ('runs/data', 'runs/toy', 'runs/notebooks'): (root/folder).mkdir(parents=True)
     params = yaml.safe_load((ROOT/'params.yaml').read_text())
     params |= dict(dataset='vehicleid', methods=list(METHODS), seeds=[SEED], device='cpu')
     train = dict(backbone='resnet18', weights='none', dim=16, crop=32, precision='float32', norm='moving', epochs=1)

@@ -332,6 +332,16 @@ def test_long_tables_fold(tmp_path):
     assert 'T13 (13 lines)</summary>' in text and 'T12 (' not in text and '<h3>T12</h3>' in text
 
 
+def test_what_is_asked_to_folds(tmp_path):
+    Image.new('L', (4, 4)).save(tmp_path/'a.png')
+    blocks = [(f'{kind} {folded}', shown, 'note', folded) for kind, shown in (('T', (['a'], [['1']])),
+              ('P', tmp_path/'a.png')) for folded in (True, False)]
+    text = report(tmp_path, make_rows(), blocks)
+    for kind, lines in (('T', ' (1 lines)'), ('P', '')):
+        assert f'<details><summary>{kind} True{lines}</summary>' in text and f'<h3>{kind} False</h3>' in text
+        assert f'<h3>{kind} True' not in text and f'<summary>{kind} False' not in text
+
+
 def test_a_page_of_its_own(tmp_path):
     write_page(tmp_path/'p.html', 'A <b>', 'Words.', [('Part', 'More.', [('T', (['a'], [['1']]), 'note')])])
     page = Page((tmp_path/'p.html').read_text())
