@@ -7,6 +7,7 @@ where five are given at least.
 import csv, io, os, random, signal, sys, tempfile, time, traceback, zipfile
 from collections import Counter
 from pathlib import Path
+from subprocess import DEVNULL
 import faiss, numpy as np, psutil, torch
 from PIL import Image
 from plm import photos
@@ -153,11 +154,12 @@ def pipeline(draw, folder, known={}):
         known['made'] = whole.bytes_of(*MADE)
     toy = make_toy(folder/'toy', folder)
     for _ in range(draw.randrange(1, 6)):
-        process = psutil.Process(toy.start(*REPRO, stdout=-3, stderr=-3, start_new_session=True).pid)
+        process = toy.start(*REPRO, stdout=DEVNULL, stderr=DEVNULL)
         time.sleep(draw.random()*40)
-        family = [process, *process.children(recursive=True)]
+        if process.poll() is not None: break
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        if draw.random() < 0.5: family = family[:1] # what it has started must go with it
         draw.shuffle(family)
-        if draw.random() < 0.5: family = [process] # what it has started must go with it
         for p in family:
             try: p.kill()
             except psutil.NoSuchProcess: pass
