@@ -27,13 +27,13 @@ repro: env ## every table and figure, from the data to results/report.html: dvc 
 	@cat results/table.txt
 	@echo "The report: $(CURDIR)/results/report.html"
 
-ablations: env ## the ablations (about an hour), then the report with them; a killed one goes on
+ablations: env ## the ablations (about two hours), then the report with them; a killed one goes on
 	$(ALONE) dvc repro pipelines/ablations/dvc.yaml
 	python -c 'from plm.ablation import publish; publish()'
 	$(ALONE) dvc repro report
 	@echo "The report: $(CURDIR)/results/report.html"
 
-namr: env ## NAMR on four metric losses and in the indexes (two hours), then the report; a killed one goes on
+namr: env ## NAMR on four metric losses and in the indexes (an hour and a half), then the report; a killed one goes on
 	@python -c 'import sys; from plm.comparison import begin_comparison; begin_comparison(*sys.argv[1:])' \
 	  grocery '' pipelines/comparison/frozen.yaml runs/frozen
 	$(ALONE) dvc repro pipelines/namr/dvc.yaml
