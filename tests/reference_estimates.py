@@ -46,7 +46,7 @@ def area(same, score):
     return sum((a > b) + (a == b)/2 for a in ours for b in theirs)/(len(ours)*len(theirs))
 
 
-def piece_gain(z, labels, k, m, band, bins, n_alpha=3, n_beta=0.5, centred=False):
+def piece_gain(z, labels, k, m, band, bins, n_alpha=4, n_beta=0.5, centred=False):
     "Each point's piece by an SVD of the differences to its k nearest; it judges those of rank k + 1 to band."
     z, pure, pairs = np.asarray(z, dtype=np.float64), [], []
     for i in range(len(z)):

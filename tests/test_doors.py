@@ -42,8 +42,9 @@ DOORS = { # what takes embeddings, gives a number that can be trained or a matri
     'regression': lambda z, p: distance_regression(z, None, SHARES, 1.4),
     'regression to proxies': lambda z, p: distance_regression(z, p().points, SHARES[:, :5], 1.4),
     'neighborhood': lambda z, p: neighborhood_loss(z, p(), SHARES[:, :5]),
-    'similarity': lambda z, p: PiecewiseLinear()(pieces(z)),
-    'similarity to proxies': lambda z, p: PiecewiseLinear()(pieces(z), p()),
+    # N_α = 3: a steeper decay enlarges what 32 bits leave of a distance off the piece
+    'similarity': lambda z, p: PiecewiseLinear(3)(pieces(z)),
+    'similarity to proxies': lambda z, p: PiecewiseLinear(3)(pieces(z), p()),
     'binary': lambda z, p: Binary()(pieces(z), p()),
     'lengths': lambda z, p: p().squared_lengths(z)[0],
     'quality': lambda z, p: p().quality(z),
