@@ -85,6 +85,16 @@ def test_a_folder_in_use_says_so(folder):
     assert not alone('touch', 'c').returncode and (folder/'c').exists()
 
 
+def test_what_a_killed_one_has_left_is_ended_first(folder):
+    first = subprocess.Popen([*ALONE, 'sh', '-c', 'sleep 60; true'])
+    while len(family := psutil.Process(first.pid).children(recursive=True)) < 2: time.sleep(0.05)
+    first.kill()
+    first.wait()
+    assert all(p.is_running() for p in family)
+    assert not alone('touch', 'c').returncode and (folder/'c').exists()
+    assert not psutil.wait_procs(family, timeout=1)[1]
+
+
 @pytest.mark.parametrize('who', ['maker', 'alone', 'dvc'])
 def test_a_kernel_ends_with_what_started_it(folder, who):
     code = "import os, time\nfrom pathlib import Path\nPath('pid').write_text(str(os.getpid()))\ntime.sleep(300)"

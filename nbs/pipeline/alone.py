@@ -57,6 +57,14 @@ def end(child):
         family = psutil.wait_procs(family, timeout=wait)[1]
 
 
+def end_leftovers():
+    "What a predecessor that was killed has started in this folder would end by itself, but holds DVC's locks till then."
+    for p in psutil.process_iter():
+        try:
+            if p.pid != os.getpid() and p.environ().get('PLM_ALONE') and p.cwd() == os.getcwd(): end(p)
+        except psutil.Error: pass # it has just ended, or is somebody else's
+
+
 def main(command):
     parent = os.getppid()
     for s in (signal.SIGTERM, signal.SIGHUP): signal.signal(s, lambda number, frame: sys.exit(128 + number))
@@ -67,6 +75,7 @@ def main(command):
     lock.truncate(0)
     print(os.getpid(), *command, file=lock, flush=True)
     without_git()
+    end_leftovers()
     heal()
     child = psutil.Popen(command, env=os.environ | {'PLM_ALONE': str(os.getpid())})
     try:
