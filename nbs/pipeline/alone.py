@@ -58,7 +58,7 @@ def end(child):
 
 
 def end_leftovers():
-    "What a predecessor that was killed has started in this folder would end by itself, but holds DVC's locks till then."
+    "What a killed predecessor has started in this folder: it would end by itself, but holds DVC's locks till then."
     for p in psutil.process_iter():
         try:
             if p.pid != os.getpid() and p.environ().get('PLM_ALONE') and p.cwd() == os.getcwd(): end(p)
