@@ -189,7 +189,8 @@ class _Answers:
     def page(self, request): return HTMLResponse(self.html, headers=_policy_of(self.html))
 
     def map(self, request):
-        try: head = self.drawn.read_bytes()[:2000].decode(errors='replace')
+        try:
+            with open(self.drawn, encoding='utf-8') as page: head = page.read(2000) # of many megabytes
         except FileNotFoundError: raise HTTPException(404, "There is no map yet: run `plm map`.")
         return FileResponse(self.drawn, media_type='text/html', headers=_policy_of(head))
 
