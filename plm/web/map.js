@@ -24,7 +24,7 @@ const folderOf = files && numbers(files.folder);
 const fileOf = i => (files.folders[folderOf[i]] && files.folders[folderOf[i]] + '/') + files.names[i];
 const labelName = c => c < 0 ? 'no class' : 'class ' + (names ? names[c] : c);
 const wordsOf = i => [...labels ? [labelName(labels[i])] : [], files ? fileOf(i) : 'image ' + i];
-const served = location.protocol !== 'file:', root = served ? '/named' : files && files.root; // by `plm serve`
+const served = location.pathname === '/map', root = served ? '/named' : files && files.root; // by `plm serve`
 const address = i => root + '/' + fileOf(i).split('/').map(part => // a byte that is no text came as \udc80-\udcff
   Array.from(part, c => /^[\udc80-\udcff]$/.test(c) ? '%' + (c.charCodeAt(0) & 255).toString(16) :
     encodeURIComponent(c)).join('')).join('/');
