@@ -20,7 +20,6 @@ from .core import alone_in, disk_advice, format_bytes, pick_device, progress, wh
 from .datasets import map_images
 from .encoder import Encoder, embed
 from .evaluation import ranking, recall_at_k
-from .map import two_maps, write_map
 from .methods import PLM
 from .photos import decode_images, list_images, write_photos
 from .pretraining import Features, features_encoder, new_encoder, principal_head
@@ -363,7 +362,8 @@ class Album:
             if network == 'backbone': eye = Features(self._backbone())
             else: eye = self._trained_encoder().to(pick_device(p.device))
             paths = [os.path.join(folder, os.fsdecode(name)) for _, name in todo]
-            seen = progress(zip(todo, paths, decode_images(paths, p.side)), 'looking at photos', len(todo))
+            looks = progress(zip(todo, paths, decode_images(paths, p.side)), 'looking at photos', len(todo))
+            seen = iter(looks) # once: tqdm's bar ends with its iterator
             while block := list(itertools.islice(seen, _BLOCK)): _see(db, network, eye, block)
 
     def _search(self, db):
@@ -476,6 +476,7 @@ class Album:
 
     def map(self) -> Path: # the page
         "All photos on one page, what is alike side by side: map.html. `ValueError` for fewer than three photos."
+        from plm.map import two_maps, write_map # here: it takes as long to import as half of torch
         photos, file = self.photos(), self.place/'map.html'
         kinds, labels = sorted({photo.label for photo in photos} - {None}), None
         if kinds: labels = [-1 if photo.label is None else kinds.index(photo.label) for photo in photos]

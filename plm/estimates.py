@@ -5,6 +5,7 @@
 # %% ../nbs/24_estimates.ipynb #054de660
 from __future__ import annotations
 from dataclasses import dataclass
+from statistics import mean
 import numpy as np
 import torch
 from sklearn.cluster import AgglomerativeClustering, KMeans
@@ -19,8 +20,8 @@ from .similarity import Binary, PiecewiseLinear, Similarity
 
 # %% auto #0
 __all__ = ['NAMES', 'PUBLISHED_ON', 'PUBLISHED', 'Estimate', 'same_cluster', 'random_walk_similarity', 'nearest_groups',
-           'set_estimates', 'batch_estimates', 'quality', 'epoch_of_batches', 'estimate_table', 'difference',
-           'piece_gain']
+           'set_estimates', 'batch_estimates', 'quality', 'epoch_of_batches', 'judge_estimates', 'walk_correlations',
+           'estimate_table', 'difference', 'piece_gain']
 
 # %% ../nbs/24_estimates.ipynb #50faa259
 @dataclass
@@ -149,6 +150,34 @@ def epoch_of_batches(
     batches = NeighborhoodBatches(len(z), batch_size, k, seed)
     batches.refresh(z)
     return [torch.tensor(b, device=z.device) for b in batches]
+
+# %% ../nbs/24_estimates.ipynb #49f8b76b
+def judge_estimates(
+    z: Tensor, # (N, d) embeddings of the whole set
+    labels: Tensor, # (N,) classes
+    index: list[Tensor], # the batches, of `epoch_of_batches`
+    walk: tuple[int, float] = (10, 0.9), # k and alpha of `random_walk_similarity`
+    seed: int = 0, # of the k-means start
+    **how, # what `batch_estimates` takes
+) -> dict[str, dict[str, float]]: # name of an estimate -> what `quality` finds
+    "Every estimate, judged on the pairs of the batches. Errors of the functions used."
+    whole = set_estimates(z, len(labels.unique()), seed, min(walk[0], len(z) - 1), walk[1])
+    seen = {name: [e.restrict(i) for i in index] for name, e in whole.items()}
+    for i in index:
+        for name, e in batch_estimates(z[i], **how).items(): seen.setdefault(name, []).append(e)
+    return {name: quality(estimates, [labels[i] for i in index]) for name, estimates in seen.items()}
+
+def walk_correlations(
+    spaces: list[tuple[Tensor, list[Tensor]]], # embeddings (N, d) of one set, each with its batches
+    labels: Tensor, # (N,) classes
+) -> dict[tuple[int, float], float]: # k and alpha of the walk -> its correlation, mean over the embeddings
+    "What the walk's constants are chosen from (the grid is ours). Errors of the functions used."
+    grid = [(k, alpha) for k in sorted({min(k, len(labels) - 1) for k in (5, 10, 20)})
+            for alpha in (0.8, 0.9, 0.95, 0.99)]
+    def correlation_of(z, index, constants):
+        walk = Estimate(random_walk_similarity(z, *constants))
+        return quality([walk.restrict(i) for i in index], [labels[i] for i in index]).get('correlation', 0.)
+    return {constants: mean(correlation_of(*space, constants) for space in spaces) for constants in grid}
 
 # %% ../nbs/24_estimates.ipynb #5f3b1ec8
 PUBLISHED_ON = ('CUB-200-2011', 'Cars-196', 'SOP')

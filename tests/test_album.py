@@ -43,6 +43,13 @@ def seen(monkeypatch):
     return files
 
 
+def test_the_bar_of_an_index_goes_to_its_end(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, '_BLOCK', 5)
+    small(tmp_path/'album').update(folder)
+    (bar,) = [part for part in capsys.readouterr().err.split('\n') if 'looking at photos' in part]
+    assert bar.split('\r')[-1].startswith('looking at photos: 100%') and '| 12/12 [' in bar
+
+
 def test_only_what_is_new_is_looked_at(folder, tmp_path, seen):
     album = small(tmp_path/'album')
     assert album.update(folder) == Changes(**NOTHING | dict(new=12)) and len(seen) == 12

@@ -85,6 +85,12 @@ def test_help_comes_at_once():
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == 'False\n'
 
 
+def test_an_album_opens_without_what_only_its_map_needs():
+    "It takes as long to import as half of torch, and every search would wait for it."
+    code = "import sys, plm.album; print(sorted({'sklearn', 'matplotlib.pyplot'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == '[]\n'
+
+
 @pytest.mark.parametrize('words, message', [
     (['search', 'x.png'], 'plm search: there is no album in .* Make it: plm index'),
     (['index'], 'plm index: there is no album'),

@@ -7,7 +7,8 @@ from sklearn.cluster import AgglomerativeClustering, KMeans
 from torch.nn.functional import normalize
 import reference_estimates as reference
 from plm.estimates import (NAMES, PUBLISHED, Estimate, batch_estimates, difference, epoch_of_batches, estimate_table,
-                           nearest_groups, piece_gain, quality, random_walk_similarity, same_cluster, set_estimates)
+                           judge_estimates, nearest_groups, piece_gain, quality, random_walk_similarity, same_cluster,
+                           set_estimates, walk_correlations)
 from plm.manifold import PiecewiseLinearManifold
 from plm.similarity import Binary, PiecewiseLinear, Similarity
 
@@ -173,6 +174,31 @@ def test_restriction_keeps_the_order_asked_for():
     s = torch.arange(16.).view(4, 4)
     cut = Estimate(s, s > 7).restrict(torch.tensor([3, 1]))
     assert cut.similarity.tolist() == [[15, 13], [7, 5]] and cut.groups.tolist() == [[True, True], [False, False]]
+
+
+def test_judging_pools_each_estimate_over_the_pairs_of_the_batches():
+    z, labels, grade = unit(60, 6), torch.arange(60) % 7, PiecewiseLinear(2, 0.3)
+    index = epoch_of_batches(z, 20, 5, 1)
+    found = judge_estimates(z, labels, index, (4, 0.8), 3, similarity=grade, k=4, sigma=2)
+    own = [labels[i] for i in index]
+    sets = set_estimates(z, 7, 3, 4, 0.8)
+    batches = [batch_estimates(z[i], similarity=grade, k=4, sigma=2) for i in index]
+    assert list(found) == [*sets, *batches[0]] and set(found) == set(NAMES)
+    for name, scores in found.items():
+        pooled = [sets[name].restrict(i) for i in index] if name in sets else [b[name] for b in batches]
+        assert scores == quality(pooled, own), name
+
+
+def test_the_walk_is_tried_where_there_are_points_for_it():
+    z, labels = unit(30, 5), torch.arange(30) % 3
+    one, two = ([(z, epoch_of_batches(z, 10, 5, seed))] for seed in (0, 1))
+    found, alone = walk_correlations(one + two, labels), [walk_correlations(x, labels) for x in (one, two)]
+    assert {k for k, _ in found} == {5, 10, 20} and len(found) == 12
+    for constants, value in found.items():
+        assert value == pytest.approx((alone[0][constants] + alone[1][constants])/2)
+    few = walk_correlations([(z[:4], [torch.arange(4)])], labels[:4])
+    assert {k for k, _ in few} == {3}
+    with pytest.raises(ValueError, match='of the same class'): walk_correlations(one, labels*0)
 
 
 # ---- what a piece says that distance does not

@@ -1,11 +1,12 @@
 "What README.md and the pages of docs/ show is true: code runs, tables are the results, links lead somewhere."
-import csv, re
+import csv, itertools, re
 from pathlib import Path
 from statistics import mean, stdev
 import pytest
 from plm.ablation import findings_table
 from plm.core import markdown_table
 from plm.comparison import comparison_gains, comparison_table
+from plm.estimates import NAMES as NAMES_OF_ESTIMATES
 from plm.report import retrieval_markdown
 from plm.supervised import gains_table, namr_table, serving_table
 
@@ -154,10 +155,29 @@ def pieces_markdown():
                     [[name, *cells] for name, cells in lines.items()])
 
 
+def estimates_markdown():
+    "Who belongs together, by each estimate, before and after PLM's training, on test."
+    lines, found = {}, {}
+    for dataset in JUDGED:
+        rows = rows_of(f'results/frozen/similarity_{dataset}.csv')
+        assert len({row['seed'] for row in rows}) >= 3
+        for row in rows:
+            key = dataset, row['estimate'], row['metric'], row['embedding']
+            found.setdefault(key, []).append(float(row['value']))
+    for dataset, metric in itertools.product(JUDGED, ('label_purity', 'correlation')):
+        for name in dict.fromkeys(estimate for _, estimate, *_ in found):
+            values = [found.get((dataset, name, metric, when)) for when in ('before', 'after')]
+            lines.setdefault(NAMES_OF_ESTIMATES[name], []).append(
+                ' → '.join(f'{mean(v):.3f} ± {stdev(v):.3f}' for v in values if v))
+    return markdown(['test', *(f'{dataset} {metric}' for dataset in JUDGED for metric in ('purity', 'correlation'))],
+                    [[name, *cells] for name, cells in lines.items()])
+
+
 def test_the_photographs_are_those_of_the_last_comparison():
     shown = {(way, part): table for way in ('frozen', 'full') for part, table in blocks(way)}
     assert set(shown) == {(way, part) for way in ('frozen', 'full') for part in ('settings', 'parts')}
     for block, table in shown.items(): assert table == comparison_markdown(*block), block
     assert blocks('pieces') == [('results/frozen', pieces_markdown())]
+    assert blocks('estimates') == [('results/frozen', estimates_markdown())]
     assert blocks('few') == [('results/frozen', few_markdown())]
 
