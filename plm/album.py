@@ -23,7 +23,6 @@ from .evaluation import ranking, recall_at_k
 from .methods import PLM
 from .photos import decode_images, list_images, write_photos
 from .pretraining import Features, features_encoder, new_encoder, principal_head
-from .report import data_url, render
 from .search import PHOTOS_FILE, PhotosConstants, Search, batch_for, load_photos, printable
 from .training import Run, fit
 from .transfer import file_digest
@@ -454,6 +453,7 @@ class Album:
     def duplicates(self) -> dict[str, int]: # how many groups of each kind: 'copy', 'same scene'
         """Photos that are nearly the same (`plm.copies.near_duplicates`), files with the same bytes among them: all in
         duplicates.csv, the first hundred groups of each kind with pictures in duplicates.html. Nothing is deleted."""
+        from plm.report import data_url, render # here, because it imports matplotlib
         photos = self.photos()
         row = {photo.sum: i for i, photo in enumerate(photos)}
         with closing(self.connect()) as db:

@@ -206,7 +206,7 @@ def test_the_walk_is_tried_where_there_are_points_for_it():
 AREAS = ('area_distance', 'area_similarity', 'area_share')
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(n=st.integers(12, 20), d=st.integers(3, 6), m=st.integers(1, 3), bins=st.integers(1, 9), seed=st.integers(0, 99))
 def test_piece_gain_is_the_plain_loop(n, d, m, bins, seed):
     z, labels = unit(n, d, seed), torch.arange(n) % 3
