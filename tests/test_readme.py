@@ -4,9 +4,10 @@ from pathlib import Path
 from statistics import mean, stdev
 import pytest
 from plm.ablation import findings_table
-from plm.core import markdown_table
+from plm.core import gain_and_interval, markdown_table
 from plm.comparison import comparison_gains, comparison_table
-from plm.estimates import NAMES as NAMES_OF_ESTIMATES
+from plm.estimates import NAMES as NAMES_OF_ESTIMATES, difference
+from plm.evaluation import interval
 from plm.report import retrieval_markdown
 from plm.supervised import gains_table, namr_table, serving_table
 
@@ -70,6 +71,21 @@ def test_tables_are_the_results():
     for file, (rows, shown) in tables.items():
         assert len({row['seed'] for row in rows}) >= 3
         assert shown == retrieval_markdown(rows).strip(), file
+
+
+def pairs_markdown():
+    "By how much PLM is above the others on characters."
+    files = {'glyphs': 'results/retrieval.csv', 'Omniglot': 'results/omniglot/retrieval.csv'}
+    def cell(file, metric, other):
+        pairs = difference(rows_of(file), metric, dict(method='plm'), dict(method=other))
+        return gain_and_interval(*interval(pairs))
+    lines = [[f'PLM − {other}', *(cell(file, metric, other) for file in files.values() for metric in NAMES)]
+             for other in ('pretrained', 'simclr', 'stml', 'distance')]
+    return markdown(['test, points', *(f'{name} {short}' for name in files for short in NAMES.values())], lines)
+
+
+def test_the_differences_on_characters_are_the_results():
+    assert blocks('pairs') == [('results', pairs_markdown())]
 
 
 def test_nothing_is_left_to_fill_in():
