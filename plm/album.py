@@ -420,7 +420,7 @@ class Album:
         with alone_in(self.place), closing(self.connect()) as db:
             self._finish_saving()
             photos = _photos(db) # now, when nobody changes them any more
-            train = batch_for(p, len(photos))
+            train, c = batch_for(p, len(photos), whole), p.whole if whole else p.plm
             if (_get(db, 'head of') or [0])[1:] != _how(p):
                 raise ValueError(f"{self.place/'photos.yaml'} was edited. Run plm index first.")
             if whole:
@@ -436,7 +436,7 @@ class Album:
                 encoder = Encoder(lambda: FeatureNet(images.shape[-1]), train.dim).to(device)
                 encoder.backbone.load_state_dict(frozen.backbone.net.state_dict())
                 encoder.head.load_state_dict(frozen.head.state_dict())
-            log = fit(PLM(encoder, p.plm, p.seed), images, Run('plm', train, p.plm.lr, p.seed, scratch, (p.plm, whole)))
+            log = fit(PLM(encoder, c, p.seed), images, Run('plm', train, c.lr, p.seed, scratch, (c, whole)))
             if whole: z = embed(encoder, images, desc='embedding: after').cpu()
             else:
                 encoder = join_frozen(self._backbone().cpu(), encoder.cpu())

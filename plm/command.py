@@ -47,7 +47,7 @@ def _train(args):
     album = _album(args)
     n, p = len(album.photos()), album.constants
     if args.whole:
-        train, device = batch_for(p, n), pick_device(p.device)
+        train, device = batch_for(p, n, True), pick_device(p.device)
         seconds = training_seconds(new_encoder(train, begin=True).to(device), train, n)
         print(f'{n:,} photos, all weights of {train.backbone}, {train.epochs} epochs: about {format_seconds(seconds)} '
               f'on {device}. Stopped, the same command goes on.')

@@ -38,6 +38,7 @@ class PhotosConstants(Constants):
     side: int = Field(ge=32) # S, of the stored squares, in pixels (published: 256)
     train: TrainConstants # backbone and budget
     plm: PLMConstants # of the method
+    whole: PLMConstants # of the method, where all weights learn; in the file only what differs from `plm`
 
     @model_validator(mode='after')
     def _fits(self) -> PhotosConstants:
@@ -55,21 +56,27 @@ def load_photos(
 ) -> PhotosConstants:
     "Read and check the constants. `FileNotFoundError` or `ValueError` name what is wrong."
     raw = read_yaml(path)
-    kinds = dict(train=TrainConstants, plm=PLMConstants)
-    sections = {name: read_constants(kind, raw[name], name) for name, kind in kinds.items() if name in raw}
+    if all(isinstance(raw.get(name), dict) for name in ('plm', 'whole')): raw['whole'] = raw['plm'] | raw['whole']
+    kinds = dict(train=TrainConstants, plm=PLMConstants, whole=PLMConstants)
+    sections = {name: read_constants(kind, raw[name], name) for name, kind in kinds.items()
+                if name in raw and 'plm' in raw} # without plm there is nothing that `whole` could differ from
     return read_constants(PhotosConstants, raw | sections, os.fspath(path))
 
 def batch_for(
     p: PhotosConstants, # the constants
     n: int, # photos
+    whole: bool = False, # whether all weights learn
 ) -> TrainConstants: # `p.train`, its batch no larger than the folder
-    "Fit the batch to a small folder. `ValueError` if the photos are too few to be trained on at all."
-    k, step = p.plm.k, math.lcm(2, p.plm.k) # a batch is even, and of whole groups
-    least = math.ceil(max(2*k, p.plm.m + 1)/step)*step # a piece of m dimensions needs m neighbours
+    "Fit the batch to a small folder. `ValueError` if the photos, or a batch of them, are too few to be trained on."
+    c = p.whole if whole else p.plm
+    step = math.lcm(2, c.n_views*c.k) # a batch is even, and of whole groups in each view
+    least = math.ceil(c.n_views*max(2*c.k, c.m + 1)/step)*step # a piece of m dimensions needs m neighbours
     if n < least:
         raise ValueError(f"{n} photo{'s are' if n > 1 else ' is'} too few to train on: {least} are needed at least. "
                          "Put more into the folder: some hundreds give training something to learn from.")
-    return TrainConstants(**p.train.model_dump() | dict(batch_size=min(p.train.batch_size, n//step*step)))
+    train = TrainConstants(**p.train.model_dump() | dict(batch_size=min(p.train.batch_size, n//step*step)))
+    PLM.check(c, train)
+    return train
 
 # %% ../nbs/30_search.ipynb #60b67b8b
 def training_seconds(

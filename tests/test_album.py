@@ -18,8 +18,8 @@ NOTHING = dict(new=0, changed=0, moved=0, deleted=0, same=0, skipped=0)
 def small(place, **change):
     "An album with a small network with random weights."
     p = yaml.safe_load(PHOTOS_FILE.read_text()) | dict(device='cpu', side=40)
-    p['train'] |= dict(backbone='resnet18', weights='none', dim=8, crop=32, epochs=1, batch_size=10) | change
-    p['plm'] |= dict(n_proxies=5)
+    p['train'] |= dict(backbone='resnet18', weights='none', dim=8, crop=32, epochs=1, batch_size=12) | change
+    p['plm'] |= dict(n_proxies=5, k=3)
     place.mkdir(parents=True, exist_ok=True)
     (place/'photos.yaml').write_text(yaml.safe_dump(p))
     return Album(place)
@@ -126,8 +126,9 @@ def test_few_photos(tmp_path, n, dim):
     album = small(tmp_path/'album')
     album.update(tmp_path/'photos')
     assert len(album.search().find(tmp_path/'photos/0.png').paths) == n
+    with pytest.raises(ValueError, match='too few to train on: 12 are needed'): album.train(whole=True) # two views each
     if n < 7:
-        with pytest.raises(ValueError, match='too few to train on: 10 are needed'): album.train()
+        with pytest.raises(ValueError, match='too few to train on: 6 are needed'): album.train()
 
 
 def test_photos_that_are_all_the_same(tmp_path):

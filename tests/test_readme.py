@@ -131,7 +131,7 @@ NAMES = {'recall_at_1': 'R@1', 'map_at_r': 'MAP@R'}
 
 def comparison_markdown(way, part):
     "The figures of README on photographs, on test: settings, with what each is above; or parts of PLM, with the loss."
-    lines, header = {}, ['test, %']
+    lines, header, width = {}, ['test, %'], 0
     controls = ['plm'] if part == 'parts' else ['pretrained, components', 'distance alone']
     for dataset, metrics in JUDGED.items():
         if not (ROOT/f'results/{way}/{dataset}.csv').exists(): continue
@@ -140,9 +140,13 @@ def comparison_markdown(way, part):
         header += [f'{dataset} {NAMES[metrics[0]]}', NAMES[metrics[1]],
                    *(f"− {control.removeprefix('pretrained, ')}" for control in controls)]
         columns, found = comparison_table(rows, 'test')
-        for line in found: lines.setdefault(line[0], []).extend(line[columns.index(NAMES[m])] for m in metrics)
+        for name, *cells in found: # a setting may have run on one set only
+            own = lines.setdefault(name, ['']*width)
+            own += [cells[columns.index(NAMES[m]) - 1] for m in metrics]
         for control in controls:
             for name, cell in comparison_gains(rows, [control], 'test', metrics[:1])[1]: lines[name].append(cell)
+        width = len(header) - 1
+        for cells in lines.values(): cells += ['']*(width - len(cells))
     return markdown(header, [[name, *cells] for name, cells in lines.items()
                              if name.startswith('plm, ') == (part == 'parts')])
 

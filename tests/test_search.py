@@ -62,12 +62,14 @@ def names_in(folder): return [file.relative_to(folder).as_posix() for file in li
     ({'plm__visit': None}, '^plm.visit is not a parameter'), ({'plm__m': 9}, 'm = 9 must be at most dim = 8'),
     ({'plm': 3}, 'plm must be a mapping'), ({'seed': 'no'}, 'params.yaml.seed: .*valid integer'),
     ({'side': 8}, 'params.yaml.side: .*greater than or equal to 32'), ({'device': 1}, 'params.yaml.device: .*string'),
-    ({'extra': 1}, 'params.yaml.extra is not a parameter. .*has: seed, device, side, train, plm')])
+    ({'whole__lr': 'small'}, '^whole.lr: .*valid number'), ({'whole__visit': None}, '^whole.visit is not a parameter'),
+    ({'whole': 3}, 'whole must be a mapping'),
+    ({'extra': 1}, 'params.yaml.extra is not a parameter. .*has: seed, device, side, train, plm, whole')])
 def test_mistakes_in_the_constants_are_named(tmp_path, change, message):
     with pytest.raises(ValueError, match=message): load_photos(params(tmp_path/'params.yaml', **change))
 
 
-@pytest.mark.parametrize('name', ['seed', 'device', 'side', 'train', 'plm'])
+@pytest.mark.parametrize('name', ['seed', 'device', 'side', 'train', 'plm', 'whole'])
 def test_a_missing_entry_is_named(tmp_path, name):
     file = params(tmp_path/'params.yaml')
     file.write_text(yaml.safe_dump({k: v for k, v in yaml.safe_load(file.read_text()).items() if k != name}))
@@ -76,7 +78,8 @@ def test_a_missing_entry_is_named(tmp_path, name):
 
 def test_the_constants_are_read():
     p = load_photos()
-    assert p.train.weights == 'imagenet' and p.plm.max_neighbors == 20
+    assert p.train.weights == 'imagenet' and p.plm.max_neighbors == p.whole.max_neighbors == 20
+    assert (p.plm.n_views, p.whole.n_views) == (1, 2) # what differs, and only that, stands in `whole`
 
 
 def test_a_batch_is_no_larger_than_the_folder(tmp_path):
@@ -88,6 +91,11 @@ def test_a_batch_is_no_larger_than_the_folder(tmp_path):
     many = load_photos(params(tmp_path/'params.yaml', plm__m=10, plm__k=5, train__dim=16, train__batch_size=50))
     with pytest.raises(ValueError, match='20 are needed'): batch_for(many, 19) # a piece of m = 10 needs 10 others
     assert batch_for(many, 20).batch_size == 20
+    two = load_photos(params(tmp_path/'params.yaml', whole__k=4, train__batch_size=80))
+    assert [batch_for(two, n, True).batch_size for n in (16, 31, 99)] == [16, 24, 80] # groups are whole in each view
+    with pytest.raises(ValueError, match='15 photos are too few .* 16 are needed'): batch_for(two, 15, True)
+    tiny = load_photos(params(tmp_path/'params.yaml', train__batch_size=10))
+    with pytest.raises(ValueError, match='k = 5 must be below, and divide, the 5 images'): batch_for(tiny, 99, True)
 
 
 def test_the_estimate_grows_with_photos_and_epochs(encoder, tmp_path, monkeypatch):
