@@ -38,7 +38,7 @@ class PhotosConstants(Constants):
     side: int = Field(ge=32) # S, of the stored squares, in pixels (published: 256)
     train: TrainConstants # backbone and budget
     plm: PLMConstants # of the method
-    whole: PLMConstants # of the method, where all weights learn; in the file only what differs from `plm`
+    whole: PLMConstants # of the method, where all weights learn; in the file what differs from `plm`, if anything
 
     @model_validator(mode='after')
     def _fits(self) -> PhotosConstants:
@@ -56,7 +56,8 @@ def load_photos(
 ) -> PhotosConstants:
     "Read and check the constants. `FileNotFoundError` or `ValueError` name what is wrong."
     raw = read_yaml(path)
-    if all(isinstance(raw.get(name), dict) for name in ('plm', 'whole')): raw['whole'] = raw['plm'] | raw['whole']
+    plm, whole = raw.get('plm'), raw.get('whole', {})
+    if isinstance(plm, dict) and isinstance(whole, dict): raw['whole'] = plm | whole
     kinds = dict(train=TrainConstants, plm=PLMConstants, whole=PLMConstants)
     sections = {name: read_constants(kind, raw[name], name) for name, kind in kinds.items()
                 if name in raw and 'plm' in raw} # without plm there is nothing that `whole` could differ from

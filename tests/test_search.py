@@ -69,17 +69,20 @@ def test_mistakes_in_the_constants_are_named(tmp_path, change, message):
     with pytest.raises(ValueError, match=message): load_photos(params(tmp_path/'params.yaml', **change))
 
 
-@pytest.mark.parametrize('name', ['seed', 'device', 'side', 'train', 'plm', 'whole'])
+@pytest.mark.parametrize('name', ['seed', 'device', 'side', 'train', 'plm'])
 def test_a_missing_entry_is_named(tmp_path, name):
     file = params(tmp_path/'params.yaml')
     file.write_text(yaml.safe_dump({k: v for k, v in yaml.safe_load(file.read_text()).items() if k != name}))
     with pytest.raises(ValueError, match=f'params.yaml.{name} is missing'): load_photos(file)
 
 
-def test_the_constants_are_read():
+def test_the_constants_are_read(tmp_path):
     p = load_photos()
     assert p.train.weights == 'imagenet' and p.plm.max_neighbors == p.whole.max_neighbors == 20
     assert (p.plm.n_views, p.whole.n_views) == (1, 2) # what differs, and only that, stands in `whole`
+    file = params(tmp_path/'params.yaml')
+    file.write_text(yaml.safe_dump({k: v for k, v in yaml.safe_load(file.read_text()).items() if k != 'whole'}))
+    assert load_photos(file).whole == load_photos(file).plm # as in the album of an earlier version
 
 
 def test_a_batch_is_no_larger_than_the_folder(tmp_path):
