@@ -50,7 +50,9 @@ def front_markdown():
     rows = {'where all begin': ['pretrained, components']*3 + ['pretrained']*2, 'SimCLR': ['simclr']*5,
             'STML': ['stml, augmented', 'stml, plain', 'stml', 'stml', 'stml'],
             'PLM, by distance alone': ['distance alone']*3 + ['distance']*2, '**PLM**': ['plm']*5,
-            'a head in closed form, no training': ['pretrained, neighbors']*3 + ['']*2}
+            'a head in closed form, no training': ['pretrained, neighbors']*3 + ['']*2,
+            'SimCLR from that head': ['simclr from neighbors']*3 + ['']*2,
+            '**PLM** from that head': ['plm from neighbors']*3 + ['']*2}
     lines = {name: [name] for name in rows}
     for column, (file, metric) in enumerate(files.values()):
         found = rows_of(f'results/{file}')
