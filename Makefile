@@ -27,7 +27,7 @@ repro: env ## every table and figure, from the data to results/report.html: dvc 
 	@cat results/table.txt
 	@echo "The report: $(CURDIR)/results/report.html"
 
-ablations: env ## the ablations (about two hours), then the report with them; a killed one goes on
+ablations: env ## the ablations (an hour and a half), then the report with them; a killed one goes on
 	$(ALONE) dvc repro pipelines/ablations/dvc.yaml
 	python -c 'from plm.ablation import publish; publish()'
 	$(ALONE) dvc repro report
