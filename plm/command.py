@@ -94,7 +94,7 @@ _COMMANDS = { # function, what it does, an example, its arguments
         ('folder', dict(nargs='?', help='the photos, with all subfolders; without it: those of the last time')),
         ('--exclude', dict(nargs='+', metavar='PATTERN', help="names or paths to leave out, such as '*.bak' 'old/*'")),
         ('--labels', dict(metavar='CSV', help='columns file,label, for figures only; without it: subfolders'))]),
-    'train': (_train, 'train PLM on the photos, without labels (so far only --whole helped)', 'plm train --whole', [
+    'train': (_train, 'train PLM on the photos, without labels; plm serve shows whether it helped', 'plm train', [
         ('--whole', dict(action='store_true', help='all weights, not only behind the backbone: says how long'))]),
     'search': (_search, 'the photos most like these', 'plm search new.jpg -k 5', [
         ('photo', dict(nargs='+', help='image files, of the album or not')),
